@@ -1,0 +1,156 @@
+//! Memory that somebody else may change at any moment.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+
+use holdfast_checksum::copy_volatile;
+use thiserror::Error;
+
+use crate::map::Map;
+
+/// A range that does not lie inside the memory it was meant for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{len} bytes at {offset} do not lie inside a region of {region_len} bytes")]
+pub struct OutOfRange {
+    /// Where the range begins, in bytes from the start of the region.
+    pub offset: usize,
+    /// How long it is, in bytes.
+    pub len: usize,
+    /// How long the region is, in bytes; 0 for a region that does not exist.
+    pub region_len: usize,
+}
+
+/// One mapped run of volatile memory.
+#[derive(Debug)]
+pub struct Region {
+    map: Map,
+    provider: u32,
+}
+
+impl Region {
+    /// Maps `len` zeroed bytes of this process's own, which any number of its threads may change.
+    ///
+    /// # Errors
+    ///
+    /// Whatever mmap(2) says, ENOMEM in the first place.
+    pub fn anonymous(len: usize) -> io::Result<Self> {
+        Ok(Self { map: Map::anonymous(len)?, provider: 0 })
+    }
+
+    /// Maps `len` bytes of `file` from `offset` on: memory shared with another process.
+    ///
+    /// # Errors
+    ///
+    /// Whatever mmap(2) says, EINVAL for an offset that is no multiple of a page.
+    pub fn shared(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
+        Ok(Self { map: Map::shared(file, offset, len)?, provider: 0 })
+    }
+
+    /// Says whose memory this is. Regions of different providers never share a bio, since a device
+    /// may reach them in different ways (peer-to-peer memory beside guest memory).
+    #[must_use]
+    pub fn with_provider(mut self, provider: u32) -> Self {
+        self.provider = provider;
+        self
+    }
+
+    /// Returns the length in bytes.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Returns whether the region has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) const fn provider(&self) -> u32 {
+        self.provider
+    }
+
+    /// Returns the address of `len` bytes at `offset`.
+    pub(crate) fn range(&self, offset: usize, len: usize) -> Result<NonNull<u8>, OutOfRange> {
+        let out_of_range = OutOfRange { offset, len, region_len: self.len() };
+        let end = offset.checked_add(len).ok_or(out_of_range)?;
+        if end > self.len() {
+            return Err(out_of_range);
+        }
+        // SAFETY: `offset <= end <= len` of the mapping.
+        Ok(unsafe { self.map.start().add(offset) })
+    }
+
+    /// Copies bytes out of the region, loading each once.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`], and nothing is copied.
+    pub fn read(&self, offset: usize, target: &mut [u8]) -> Result<(), OutOfRange> {
+        let source = self.range(offset, target.len())?;
+        // SAFETY:
+        // - `source` is mapped for `target.len()` bytes, as `range` checked.
+        // - `target` is a reference, so it is writable and overlaps no volatile memory.
+        unsafe { copy_volatile(source.as_ptr(), target.as_mut_ptr(), target.len()) };
+        Ok(())
+    }
+
+    /// Copies bytes into the region, storing each once.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`], and nothing is copied.
+    pub fn write(&self, offset: usize, source: &[u8]) -> Result<(), OutOfRange> {
+        let target = self.range(offset, source.len())?;
+        // SAFETY:
+        // - `source` is a reference, so it is readable and overlaps no volatile memory.
+        // - `target` is mapped for `source.len()` bytes, as `range` checked.
+        unsafe { copy_volatile(source.as_ptr(), target.as_ptr(), source.len()) };
+        Ok(())
+    }
+}
+
+/// The regions from which one user's requests may take their segments, such as the memory of a
+/// guest.
+#[derive(Debug, Default)]
+pub struct VolatileMemory {
+    regions: Vec<Region>,
+}
+
+impl VolatileMemory {
+    /// Joins regions; a segment names them by their position.
+    pub fn new(regions: Vec<Region>) -> Self {
+        Self { regions }
+    }
+
+    /// Returns the region at `index`, if there is one.
+    pub fn region(&self, index: usize) -> Option<&Region> {
+        self.regions.get(index)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_past_the_end_is_refused() {
+        let region = Region::anonymous(4096).unwrap();
+        let found = region.write(4090, &[0; 7]);
+        assert_eq!(found, Err(OutOfRange { offset: 4090, len: 7, region_len: 4096 }));
+    }
+
+    #[test]
+    fn a_range_that_wraps_around_is_refused() {
+        let region = Region::anonymous(4096).unwrap();
+        assert!(region.range(usize::MAX, 2).is_err());
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let region = Region::anonymous(4096).unwrap();
+        region.write(100, b"holdfast").unwrap();
+        let mut found = [0; 8];
+        region.read(100, &mut found).unwrap();
+        assert_eq!(&found, b"holdfast");
+    }
+}
