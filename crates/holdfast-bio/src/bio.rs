@@ -1,0 +1,112 @@
+//! The unit of work of the block layer.
+
+use holdfast_iov::Memory;
+
+use crate::Error;
+
+/// What a bio does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Reads into the memory.
+    Read,
+    /// Writes from the memory.
+    Write,
+    /// Makes the range read as zeros.
+    Zero {
+        /// Keep the space allocated, so that a later write cannot fail for want of it.
+        keep: bool,
+        /// Fail with [`Error::Unsupported`] rather than write zeros one by one.
+        fast: bool,
+    },
+    /// Gives the space of the range back. A volume reads as zeros afterwards.
+    Discard,
+    /// Makes all that was acknowledged before durable.
+    Flush,
+    /// Reserves space for the range, so that a later write cannot fail for want of it.
+    Allocate,
+    /// Asks which sectors of the range hold data. The answer is one byte of the buffer for each
+    /// sector: 0 for one that was never written or was discarded, 1 for data.
+    Map,
+}
+
+impl Op {
+    /// Returns whether the operation changes what is stored.
+    pub const fn is_write(self) -> bool {
+        matches!(self, Self::Write | Self::Zero { .. } | Self::Discard | Self::Allocate)
+    }
+}
+
+/// One I/O of a device: a range of bytes, and the memory it moves.
+///
+/// A volume takes a buffer for a range that begins inside a sector when it begins at that place of
+/// the sector in the buffer too. So the volume can fill in the rest of the sector and write it
+/// whole.
+#[derive(Debug)]
+pub struct Bio {
+    /// What to do.
+    pub op: Op,
+    /// Where, in bytes from the start of the device.
+    pub offset: u64,
+    /// How much, in bytes.
+    pub len: u64,
+    /// The first byte of the memory that is used.
+    pub start: usize,
+    /// Acknowledge a write only when it is durable (FUA).
+    pub fua: bool,
+    /// The guards of the buffer's whole sectors have been computed while it was filled.
+    pub guarded: bool,
+    /// The submitter reads again, and what it meets then is reported: into a buffer, after a
+    /// mismatch that may only mean that its memory changed; or, when this is a buffer already,
+    /// after any.
+    pub tentative: bool,
+    /// The memory, which belongs to the bio until it has ended.
+    pub memory: Memory,
+    /// The submitter's own number, which comes back unchanged.
+    pub user: u64,
+}
+
+impl Bio {
+    /// Returns a bio that moves the bytes at `offset` between the device and `memory`.
+    pub const fn new(op: Op, offset: u64, len: u64, memory: Memory) -> Self {
+        Self {
+            op,
+            offset,
+            len,
+            start: 0,
+            fua: false,
+            guarded: false,
+            tentative: false,
+            memory,
+            user: 0,
+        }
+    }
+
+    /// Returns a bio that makes all that was acknowledged durable.
+    pub const fn flush() -> Self {
+        Self::new(Op::Flush, 0, 0, Memory::None)
+    }
+
+    /// Makes the bio use its memory from byte `start` on.
+    #[must_use]
+    pub const fn with_start(mut self, start: usize) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Gives the bio the submitter's number.
+    #[must_use]
+    pub const fn with_user(mut self, user: u64) -> Self {
+        self.user = user;
+        self
+    }
+}
+
+/// A bio that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The bio as it was submitted, with its memory.
+    pub bio: Bio,
+    /// How many bytes were moved. A device at the bottom may move fewer than it was asked to; a
+    /// volume moves all or fails.
+    pub result: Result<u64, Error>,
+}

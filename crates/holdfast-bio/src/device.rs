@@ -1,0 +1,35 @@
+//! The one seam between layers.
+
+use crate::{Bio, Ended, Error, Limits};
+
+/// Something that bios can be submitted to: a file, memory, a volume, a layer around any of them.
+///
+/// Dropping a device waits for what is in flight, since the kernel may still use its memory.
+pub trait BlockDevice {
+    /// Returns what the device asks of its submitters.
+    fn limits(&self) -> Limits;
+
+    /// Starts `bio`, or gives it back when the queue is full: reap, and submit it again.
+    ///
+    /// # Errors
+    ///
+    /// The bio itself. Whatever is wrong with it is told by its [`Ended`].
+    #[expect(clippy::result_large_err, reason = "a full queue gives the bio back, by value")]
+    fn submit(&mut self, bio: Bio) -> Result<(), Bio>;
+
+    /// Moves the bios that have ended to the back of `ended`, in any order. Never blocks.
+    fn reap(&mut self, ended: &mut Vec<Ended>);
+
+    /// Blocks until there may be something to reap. Returns at once when nothing is in flight.
+    fn wait(&mut self);
+
+    /// Returns the first offset from `offset` on at which data may be stored, or `None` when from
+    /// there on the device has only holes. A device that cannot tell returns `offset`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the device below said.
+    fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
+        Ok(Some(offset))
+    }
+}
