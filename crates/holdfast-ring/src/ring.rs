@@ -1,0 +1,333 @@
+//! Submission and completion.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+
+use holdfast_iov::Pool;
+use holdfast_units::to_u64;
+use io_uring::types::CancelBuilder;
+use io_uring::{IoUring, opcode};
+use slab::Slab;
+
+use crate::channel::Channel;
+use crate::operation::{Operation, Slot, result_of};
+
+/// A ring that several users in one thread share.
+pub type SharedRing = Rc<RefCell<Ring>>;
+
+/// An operation that has completed.
+#[derive(Debug)]
+pub struct Completion {
+    /// The submitter's number.
+    pub token: u64,
+    /// The operation, with its memory.
+    pub operation: Operation,
+    /// What the kernel returned: bytes, or a descriptor.
+    pub result: io::Result<u32>,
+}
+
+/// One `io_uring`, and everything that the kernel may touch because of it.
+///
+/// It is used by the thread that made it.
+pub struct Ring {
+    // Declared before `slots`: the kernel's side is closed first. By then nothing is in flight.
+    uring: IoUring,
+    slots: Slab<Pushed>,
+    channels: Vec<VecDeque<Completion>>,
+    /// The pool whose memory is registered as the fixed buffer 0, kept mapped while it is.
+    registered: Option<Pool>,
+    capacity: usize,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").field("in_flight", &self.slots.len()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Pushed {
+    slot: Slot,
+    channel: usize,
+    token: u64,
+}
+
+/// The number of completions that belong to nobody: those of the cancellation at the end.
+const NOBODY: u64 = u64::MAX;
+
+impl Ring {
+    /// Sets a ring up for `entries` operations in flight.
+    ///
+    /// # Errors
+    ///
+    /// Whatever `io_uring_setup(2)` says: ENOSYS or EPERM where it is turned off.
+    pub fn new(entries: u32) -> io::Result<Self> {
+        let uring = IoUring::builder()
+            .setup_cqsize(entries.saturating_mul(2))
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .build(entries)
+            // Kernels before 6.1 know neither flag.
+            .or_else(|_| IoUring::new(entries))?;
+        Ok(Self {
+            uring,
+            slots: Slab::new(),
+            channels: Vec::new(),
+            registered: None,
+            capacity: usize::try_from(entries).expect("a u32 fits") * 2,
+        })
+    }
+
+    /// Makes the ring shareable.
+    pub fn shared(self) -> SharedRing {
+        Rc::new(RefCell::new(self))
+    }
+
+    /// Registers the memory of `pool`, so that the kernel does not map it anew for each operation.
+    /// Operations on other memory go on working.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM where the limit on locked memory (`ulimit -l`) is lower than the pool. The ring works
+    /// as well without.
+    pub fn register(&mut self, pool: &Pool) -> io::Result<()> {
+        let (start, len) = pool.memory();
+        let iovec = libc::iovec { iov_base: start.as_ptr().cast(), iov_len: len };
+        // SAFETY: the memory stays mapped while the ring lives, since the ring keeps the pool.
+        unsafe { self.uring.submitter().register_buffers(&[iovec]) }?;
+        self.registered = Some(pool.clone());
+        Ok(())
+    }
+
+    pub(crate) fn add_channel(&mut self) -> usize {
+        self.channels.push(VecDeque::new());
+        self.channels.len() - 1
+    }
+
+    /// Pushes an operation, to be submitted by the next [`enter`](Self::enter); gives it back when
+    /// too many are in flight.
+    pub(crate) fn push(
+        &mut self,
+        channel: usize,
+        token: u64,
+        operation: Operation,
+    ) -> Result<(), Operation> {
+        if self.slots.len() >= self.capacity {
+            return Err(operation);
+        }
+        let mut slot = Slot::new(operation);
+        let vacant = self.slots.vacant_entry();
+        let entry = slot.entry(self.registered.as_ref()).user_data(to_u64(vacant.key()));
+        vacant.insert(Pushed { slot, channel, token });
+        while !self.try_push(&entry) {
+            // The submission queue is full: the kernel takes what is in it.
+            if let Err(error) = self.uring.submit() {
+                assert_passing(&error);
+            }
+        }
+        Ok(())
+    }
+
+    fn try_push(&mut self, entry: &io_uring::squeue::Entry) -> bool {
+        // SAFETY: what the entry points to is owned by a slot, which is removed only when the
+        // completion has been taken from the completion queue.
+        unsafe { self.uring.submission().push(entry) }.is_ok()
+    }
+
+    /// Submits what was pushed, waits until `want` completions are there, and sorts them to their
+    /// channels.
+    ///
+    /// # Errors
+    ///
+    /// What `io_uring_enter(2)` says, except for EINTR, EAGAIN and EBUSY, which are no errors: come
+    /// again.
+    pub fn enter(&mut self, want: usize) -> io::Result<()> {
+        match self.uring.submit_and_wait(want) {
+            Ok(_) => {}
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(error),
+        }
+        self.collect();
+        Ok(())
+    }
+
+    fn collect(&mut self) {
+        let mut queue = self.uring.completion();
+        queue.sync();
+        for entry in &mut queue {
+            if entry.user_data() == NOBODY {
+                continue;
+            }
+            let key = holdfast_units::to_usize(entry.user_data());
+            let Pushed { slot, channel, token } = self.slots.remove(key);
+            let result = result_of(&entry);
+            let mut operation = slot.operation;
+            operation.adopt(&result);
+            self.channels[channel].push_back(Completion { token, operation, result });
+        }
+    }
+
+    pub(crate) fn pop(&mut self, channel: usize) -> Option<Completion> {
+        self.channels[channel].pop_front()
+    }
+
+    /// Returns whether completions wait in any channel.
+    pub fn has_completions(&self) -> bool {
+        self.channels.iter().any(|channel| !channel.is_empty())
+    }
+
+    /// Returns how many operations are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.slots.len()
+    }
+}
+
+/// Returns whether an error of `io_uring_enter(2)` goes away by itself.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
+/// A submission queue that stays full leaves nothing to do but to try again; anything that does
+/// not pass by itself is a broken ring.
+fn assert_passing(error: &io::Error) {
+    assert!(is_passing(error), "io_uring does not take submissions: {error}");
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.slots.is_empty() {
+            return;
+        }
+        let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(NOBODY);
+        while !self.try_push(&cancel) {
+            if let Err(error) = self.uring.submit() {
+                assert_passing(&error);
+            }
+        }
+        while !self.slots.is_empty() {
+            if let Err(error) = self.enter(1) {
+                // The kernel may go on writing to memory that is about to be freed.
+                panic!("io_uring cannot be drained: {error}");
+            }
+        }
+    }
+}
+
+/// Opens a channel on a shared ring.
+impl Channel {
+    /// Adds a user to `ring`.
+    pub fn open(ring: &SharedRing) -> Self {
+        let index = ring.borrow_mut().add_channel();
+        Self::new(Rc::clone(ring), index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::Message;
+    use holdfast_iov::{IovIter, Memory, Region, VolatileMemory};
+    use std::io::{Read, Write};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    fn finish(ring: &SharedRing, channel: &Channel) -> Completion {
+        ring.borrow_mut().enter(1).unwrap();
+        channel.pop().expect("one operation was in flight")
+    }
+
+    fn file_with(bytes: &[u8]) -> crate::File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Rc::new(OwnedFd::from(file))
+    }
+
+    #[test]
+    fn a_read_fills_the_buffer_that_comes_back() {
+        let ring = Ring::new(8).unwrap().shared();
+        let channel = Channel::open(&ring);
+        let pool = Pool::new(1 << 20).unwrap();
+        ring.borrow_mut().register(&pool).unwrap();
+        let memory = Memory::Buffer(pool.take(4096).unwrap());
+        let file = file_with(b"0123456789");
+        channel.push(7, Operation::Read { file, offset: 3, memory, skip: 2, len: 4 }).unwrap();
+        let done = finish(&ring, &channel);
+        let Operation::Read { memory: Memory::Buffer(buffer), .. } = &done.operation else {
+            panic!("a read comes back as a read");
+        };
+        assert_eq!((done.token, &buffer.as_slice()[2..6]), (7, &b"3456"[..]));
+    }
+
+    #[test]
+    fn a_write_gathers_segments() {
+        let ring = Ring::new(8).unwrap().shared();
+        let channel = Channel::open(&ring);
+        let region = Region::anonymous(4096).unwrap();
+        region.write(0, b"abcdef").unwrap();
+        let mut iter = IovIter::new(Arc::new(VolatileMemory::new(vec![region])));
+        iter.push(0, 4, 2).unwrap();
+        iter.push(0, 0, 2).unwrap();
+        let file = file_with(b"");
+        let write = Operation::Write {
+            file: Rc::clone(&file),
+            offset: 0,
+            memory: Memory::Iov(iter),
+            skip: 1,
+            len: 3,
+            durable: true,
+        };
+        channel.push(1, write).unwrap();
+        assert_eq!(finish(&ring, &channel).result.unwrap(), 3);
+        let mut found = [0; 3];
+        rustix::io::pread(&*file, &mut found, 0).unwrap();
+        assert_eq!(&found, b"fab");
+    }
+
+    #[test]
+    fn a_message_is_sent_in_order_and_can_be_resumed() {
+        let ring = Ring::new(8).unwrap().shared();
+        let channel = Channel::open(&ring);
+        let pool = Pool::new(1 << 20).unwrap();
+        let mut buffer = pool.take(4096).unwrap();
+        buffer.as_mut_slice()[10..14].copy_from_slice(b"data");
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut message = Box::new(Message::default());
+        message.push_bytes(b"xxhead");
+        message.push_buffer(Rc::new(buffer), 10, 4);
+        message.advance(2);
+        let socket = Rc::new(OwnedFd::from(ours));
+        channel.push(1, Operation::Send { socket, message }).unwrap();
+        assert_eq!(finish(&ring, &channel).result.unwrap(), 8);
+        let mut found = [0; 8];
+        theirs.read_exact(&mut found).unwrap();
+        assert_eq!(&found, b"headdata");
+    }
+
+    #[test]
+    fn dropping_the_ring_ends_what_would_wait_for_ever() {
+        let ring = Ring::new(8).unwrap().shared();
+        let channel = Channel::open(&ring);
+        let pool = Pool::new(1 << 20).unwrap();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let socket = Rc::new(OwnedFd::from(ours));
+        let buffer = pool.take(4096).unwrap();
+        let receive = Operation::Receive { socket, buffer, start: 0, len: 16, all: true };
+        channel.push(1, receive).unwrap();
+        ring.borrow_mut().enter(0).unwrap();
+        drop((channel, ring));
+        assert_eq!(pool.free_bytes(), pool.total_bytes());
+    }
+
+    #[test]
+    fn a_full_ring_gives_the_operation_back() {
+        let ring = Ring::new(1).unwrap().shared();
+        let channel = Channel::open(&ring);
+        let file = file_with(b"");
+        let refused = (0..100)
+            .find(|&n| channel.push(n, Operation::Sync { file: Rc::clone(&file) }).is_err());
+        assert_eq!(refused, Some(2));
+    }
+}
