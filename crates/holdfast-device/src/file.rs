@@ -1,0 +1,237 @@
+//! A file or block device through `io_uring`.
+
+use std::io;
+use std::rc::Rc;
+
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
+use holdfast_iov::BUFFER_MAX;
+use holdfast_ring::{Channel, Completion, File, Operation, SharedRing};
+use holdfast_units::{to_u64, to_usize};
+use rustix::fs::{FallocateFlags, SeekFrom};
+use slab::Slab;
+
+use crate::open::Backing;
+
+/// One queue of a file or block device, on the ring of one thread.
+///
+/// Transfers may be short, as those of the kernel are.
+#[derive(Debug)]
+pub struct FileDevice {
+    channel: Channel,
+    file: File,
+    limits: Limits,
+    in_flight: Slab<Bio>,
+    refused: Vec<Ended>,
+}
+
+impl FileDevice {
+    /// The most bios in flight, so that other users of the ring find room in it.
+    const DEPTH: usize = 1024;
+
+    /// Opens a queue of `backing` on `ring`.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE.
+    pub fn new(backing: &Backing, ring: &SharedRing) -> io::Result<Self> {
+        let limits = Limits {
+            capacity: backing.bytes(),
+            sector: backing.block(),
+            granularity: backing.block(),
+            memory_alignment: backing.memory_alignment(),
+            bytes_max: BUFFER_MAX,
+            boundary: None,
+            stable_pages: false,
+            guards: None,
+            read_only: backing.is_read_only(),
+        };
+        Ok(Self {
+            channel: Channel::open(ring),
+            file: Rc::new(backing.descriptor()?),
+            limits,
+            in_flight: Slab::new(),
+            refused: Vec::new(),
+        })
+    }
+
+    /// Returns the kernel's operation for a bio, whose memory it takes, or why there is none.
+    fn operation(&self, bio: &mut Bio) -> Result<Operation, Error> {
+        if bio.op.is_write() && self.limits.read_only {
+            return Err(Error::ReadOnly);
+        }
+        let file = Rc::clone(&self.file);
+        let (offset, len) = (bio.offset, bio.len);
+        let keep_size = FallocateFlags::KEEP_SIZE;
+        let allocate = |mode| Ok(Operation::Allocate { file: Rc::clone(&file), mode, offset, len });
+        match bio.op {
+            Op::Read => {
+                let memory = std::mem::take(&mut bio.memory);
+                Ok(Operation::Read { file, offset, memory, skip: bio.start, len: to_usize(len) })
+            }
+            Op::Write => {
+                let memory = std::mem::take(&mut bio.memory);
+                let (skip, len, durable) = (bio.start, to_usize(len), bio.fua);
+                Ok(Operation::Write { file, offset, memory, skip, len, durable })
+            }
+            Op::Flush => Ok(Operation::Sync { file }),
+            Op::Zero { keep: true, .. } => allocate(FallocateFlags::ZERO_RANGE | keep_size),
+            Op::Zero { keep: false, .. } | Op::Discard => {
+                allocate(FallocateFlags::PUNCH_HOLE | keep_size)
+            }
+            Op::Allocate => allocate(keep_size),
+            Op::Map => Err(Error::Unsupported),
+        }
+    }
+
+    fn ended(&mut self, completion: Completion) -> Ended {
+        let mut bio = self.in_flight.remove(to_usize(completion.token));
+        let moves_data = match completion.operation {
+            Operation::Read { memory, .. } | Operation::Write { memory, .. } => {
+                bio.memory = memory;
+                true
+            }
+            _ => false,
+        };
+        let result = match &completion.result {
+            Ok(moved) if moves_data => Ok(u64::from(*moved)),
+            Ok(_) => Ok(bio.len),
+            Err(error) => Err(Error::from(error)),
+        };
+        Ended { bio, result }
+    }
+}
+
+impl BlockDevice for FileDevice {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn submit(&mut self, mut bio: Bio) -> Result<(), Bio> {
+        if self.in_flight.len() >= Self::DEPTH {
+            return Err(bio);
+        }
+        let operation = match self.operation(&mut bio) {
+            Ok(operation) => operation,
+            Err(error) => {
+                self.refused.push(Ended { bio, result: Err(error) });
+                return Ok(());
+            }
+        };
+        let key = self.in_flight.insert(bio);
+        self.channel.push(to_u64(key), operation).map_err(|operation| {
+            let mut bio = self.in_flight.remove(key);
+            if let Operation::Read { memory, .. } | Operation::Write { memory, .. } = operation {
+                bio.memory = memory;
+            }
+            bio
+        })
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended>) {
+        ended.append(&mut self.refused);
+        while let Some(completion) = self.channel.pop() {
+            let item = self.ended(completion);
+            ended.push(item);
+        }
+    }
+
+    fn wait(&mut self) {
+        let idle = self.in_flight.is_empty() || !self.refused.is_empty();
+        let mut ring = self.channel.ring().borrow_mut();
+        let want = usize::from(!idle && !ring.has_completions());
+        if let Err(error) = ring.enter(want) {
+            // The operations cannot be collected, and their memory cannot be given back.
+            panic!("io_uring cannot be waited for: {error}");
+        }
+    }
+
+    fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
+        match rustix::fs::seek(&*self.file, SeekFrom::Data(offset)) {
+            Ok(found) => Ok(Some(found)),
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            // A block device knows no holes.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(Some(offset)),
+            Err(errno) => Err(Error::from_errno(errno.raw_os_error())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::open::Access;
+    use holdfast_iov::{Memory, Pool, lend, lend_mut};
+    use holdfast_ring::Ring;
+
+    fn run(device: &mut FileDevice, bio: Bio) -> Ended {
+        device.submit(bio).unwrap();
+        let mut ended = Vec::new();
+        while ended.is_empty() {
+            device.wait();
+            device.reap(&mut ended);
+        }
+        ended.pop().unwrap()
+    }
+
+    fn device(dir: &tempfile::TempDir, bytes: u64) -> FileDevice {
+        let path = dir.path().join("disk");
+        let backing = Backing::create(&path, bytes).unwrap();
+        FileDevice::new(&backing, &Ring::new(8).unwrap().shared()).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut device = device(&dir, 1 << 20);
+        let pool = Pool::new(1 << 20).unwrap();
+        let mut buffer = pool.take(8192).unwrap();
+        buffer.as_mut_slice()[..4096].fill(7);
+        let write = Bio::new(Op::Write, 8192, 4096, Memory::Buffer(buffer));
+        assert_eq!(run(&mut device, write).result, Ok(4096));
+        let read = Bio::new(Op::Read, 8192, 4096, Memory::Buffer(pool.take(8192).unwrap()));
+        let ended = run(&mut device, read.with_start(4096));
+        let found = &ended.bio.memory.buffer().unwrap().as_slice()[4096..8192];
+        assert_eq!((ended.result, found), (Ok(4096), &[7; 4096][..]));
+    }
+
+    #[test]
+    fn lent_memory_is_used_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut device = device(&dir, 1 << 20);
+        let pool = Pool::new(1 << 20).unwrap();
+        let mut memory = pool.take(4096).unwrap();
+        memory.as_mut_slice().fill(9);
+        let written = lend(&memory.as_slice()[..4096], |iter| {
+            run(&mut device, Bio::new(Op::Write, 0, 4096, Memory::Iov(iter))).result
+        });
+        memory.as_mut_slice().fill(0);
+        let read = lend_mut(&mut memory.as_mut_slice()[..4096], |iter| {
+            run(&mut device, Bio::new(Op::Read, 0, 4096, Memory::Iov(iter))).result
+        });
+        assert_eq!((written, read, memory.as_slice()[4095]), (Ok(4096), Ok(4096), 9));
+    }
+
+    #[test]
+    fn a_discarded_range_is_a_hole() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut device = device(&dir, 1 << 20);
+        let pool = Pool::new(1 << 20).unwrap();
+        let memory = Memory::Buffer(pool.take(4096).unwrap());
+        run(&mut device, Bio::new(Op::Write, 1 << 16, 4096, memory));
+        assert_eq!(device.data_after(0), Ok(Some(1 << 16)));
+        let discard = Bio::new(Op::Discard, 1 << 16, 4096, Memory::None);
+        assert_eq!(run(&mut device, discard).result, Ok(4096));
+        assert_eq!(device.data_after(0), Ok(None));
+    }
+
+    #[test]
+    fn a_read_only_device_takes_no_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        drop(Backing::create(&path, 4096).unwrap());
+        let backing = Backing::open(&path, Access::ReadOnly).unwrap();
+        let mut device = FileDevice::new(&backing, &Ring::new(8).unwrap().shared()).unwrap();
+        let discard = Bio::new(Op::Discard, 0, 4096, Memory::None);
+        assert_eq!(run(&mut device, discard).result, Err(Error::ReadOnly));
+    }
+}

@@ -1,0 +1,11 @@
+//! The medium: a file or block device through `io_uring`, and memory.
+
+#![forbid(unsafe_code)]
+
+mod file;
+mod memory;
+mod open;
+
+pub use file::FileDevice;
+pub use memory::MemoryDevice;
+pub use open::{Access, Backing, OpenError};

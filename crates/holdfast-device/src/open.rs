@@ -1,0 +1,253 @@
+//! Opening a file or block device for exclusive direct I/O.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use holdfast_units::BlockSize;
+use rustix::fs::{AtFlags, FlockOperation, OFlags, StatxFlags};
+use thiserror::Error;
+
+/// Who else may use what is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nobody: for writing.
+    ReadWrite,
+    /// Others who only read.
+    ReadOnly,
+    /// Anybody, without a lock: to look at what may change meanwhile.
+    Peek,
+}
+
+/// Why a file or device could not be opened.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("{} is in use by {}", path.display(), holder_text(*holder))]
+    InUse {
+        /// What was to be opened.
+        path: PathBuf,
+        /// The process that has it open, where the kernel tells.
+        holder: Option<u32>,
+    },
+    /// It is a directory, a socket, or something else that stores no bytes.
+    #[error("{} is neither a file nor a block device", path.display())]
+    Kind {
+        /// What was to be opened.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("cannot {what} {}", path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn holder_text(holder: Option<u32>) -> String {
+    holder.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+}
+
+/// An open file or block device, to be used by any number of queues.
+#[derive(Debug)]
+pub struct Backing {
+    path: PathBuf,
+    fd: OwnedFd,
+    bytes: u64,
+    access: Access,
+    block: BlockSize,
+    memory_alignment: BlockSize,
+}
+
+impl Backing {
+    /// Opens what exists.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::InUse`] when somebody else has it open in a way that excludes `access`.
+    pub fn open(path: &Path, access: Access) -> Result<Self, OpenError> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(access == Access::ReadWrite);
+        Self::open_with(path, access, &options)
+    }
+
+    /// Creates a sparse file of `bytes`, or takes a block device that is at least so large.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open); EEXIST for a file that exists.
+    pub fn create(path: &Path, bytes: u64) -> Result<Self, OpenError> {
+        let is_device = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(!is_device);
+        let mut backing = Self::open_with(path, Access::ReadWrite, &options)?;
+        if !is_device {
+            backing.resize(bytes)?;
+        }
+        Ok(backing)
+    }
+
+    fn open_with(path: &Path, access: Access, options: &OpenOptions) -> Result<Self, OpenError> {
+        let error = |what| move |source| OpenError::Io { what, path: path.to_owned(), source };
+        let direct = OFlags::DIRECT.bits().cast_signed();
+        let file = match options.clone().custom_flags(direct).open(path) {
+            // The file system knows no direct I/O.
+            Err(found) if found.raw_os_error() == Some(22) => {
+                // A file that was created by the first try is opened by the second.
+                options.clone().create_new(false).open(path).map_err(error("open"))?
+            }
+            other => other.map_err(error("open"))?,
+        };
+        let meta = file.metadata().map_err(error("examine"))?;
+        let kind = meta.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(OpenError::Kind { path: path.to_owned() });
+        }
+        lock(&file, &meta, path, access)?;
+        let (block, memory_alignment) = direct_alignment(&file);
+        let bytes = size(&file).map_err(error("measure"))?;
+        let (path, fd) = (path.to_owned(), OwnedFd::from(file));
+        Ok(Self { path, fd, bytes, access, block, memory_alignment })
+    }
+
+    fn resize(&mut self, bytes: u64) -> Result<(), OpenError> {
+        rustix::fs::ftruncate(&self.fd, bytes).map_err(|errno| OpenError::Io {
+            what: "set the size of",
+            path: self.path.clone(),
+            source: errno.into(),
+        })?;
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    /// Returns the path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns its size in bytes.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Returns whether it was opened without the right to write.
+    pub fn is_read_only(&self) -> bool {
+        self.access != Access::ReadWrite
+    }
+
+    /// Returns what offsets and lengths of direct I/O must be multiples of.
+    pub const fn block(&self) -> BlockSize {
+        self.block
+    }
+
+    /// Returns what addresses of memory for direct I/O must be multiples of.
+    pub const fn memory_alignment(&self) -> BlockSize {
+        self.memory_alignment
+    }
+
+    /// Returns another descriptor of the same open file.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+}
+
+/// Takes the lock that `access` asks for.
+fn lock(file: &File, meta: &fs::Metadata, path: &Path, access: Access) -> Result<(), OpenError> {
+    let operation = match access {
+        Access::ReadWrite => FlockOperation::NonBlockingLockExclusive,
+        Access::ReadOnly => FlockOperation::NonBlockingLockShared,
+        Access::Peek => return Ok(()),
+    };
+    match rustix::fs::flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+            let holder = lock_holder(&locks, meta.dev(), meta.ino());
+            Err(OpenError::InUse { path: path.to_owned(), holder })
+        }
+        Err(errno) => {
+            Err(OpenError::Io { what: "lock", path: path.to_owned(), source: errno.into() })
+        }
+    }
+}
+
+/// Finds who holds an flock(2) lock in the text of `/proc/locks` (proc(5)).
+fn lock_holder(locks: &str, device: u64, inode: u64) -> Option<u32> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let place = format!("{major:02x}:{minor:02x}:{inode}");
+    locks.lines().find_map(|line| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let (kind, _, _) = (fields.next()?, fields.next()?, fields.next()?);
+        let (pid, found) = (fields.next()?, fields.next()?);
+        // A waiting lock has "->" before its kind, and so does not match.
+        (kind == "FLOCK" && found == place).then(|| pid.parse().ok())?
+    })
+}
+
+/// Returns the alignment of offsets and of memory that direct I/O asks for (statx(2)).
+fn direct_alignment(file: &File) -> (BlockSize, BlockSize) {
+    const STATX_DIOALIGN: StatxFlags = StatxFlags::from_bits_retain(0x2000);
+    let aligned = |bytes: u32| BlockSize::new(u64::from(bytes)).filter(|_| bytes >= 512);
+    match rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, STATX_DIOALIGN) {
+        Ok(found) if found.stx_mask & STATX_DIOALIGN.bits() != 0 => (
+            aligned(found.stx_dio_offset_align).unwrap_or(BlockSize::SECTOR),
+            aligned(found.stx_dio_mem_align).unwrap_or(BlockSize::SECTOR),
+        ),
+        _ => (BlockSize::SECTOR, BlockSize::SECTOR),
+    }
+}
+
+/// Returns the size of a file or a block device.
+fn size(file: &File) -> io::Result<u64> {
+    Ok(rustix::fs::seek(file.as_fd(), rustix::fs::SeekFrom::End(0))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_opener_is_told_who_was_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let _first = Backing::create(&path, 4096).unwrap();
+        match Backing::open(&path, Access::ReadOnly) {
+            Err(OpenError::InUse { holder, .. }) => assert_eq!(holder, Some(std::process::id())),
+            other => panic!("the lock was not seen: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn readers_share() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        drop(Backing::create(&path, 4096).unwrap());
+        let first = Backing::open(&path, Access::ReadOnly).unwrap();
+        let second = Backing::open(&path, Access::ReadOnly).unwrap();
+        assert_eq!((first.bytes(), second.bytes()), (4096, 4096));
+    }
+
+    #[test]
+    fn a_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = Backing::open(dir.path(), Access::ReadOnly);
+        assert!(matches!(found, Err(OpenError::Kind { .. })), "{found:?}");
+    }
+
+    #[test]
+    fn a_waiting_lock_is_no_holder() {
+        let locks = "1: -> FLOCK  ADVISORY  WRITE 7 00:05:9 0 EOF\n2: FLOCK  ADVISORY  WRITE 8 00:05:9 0 EOF\n";
+        assert_eq!(lock_holder(locks, 5, 9), Some(8));
+    }
+}
