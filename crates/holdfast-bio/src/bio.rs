@@ -59,7 +59,8 @@ pub struct Bio {
     /// mismatch that may only mean that its memory changed; or, when this is a buffer already,
     /// after any.
     pub tentative: bool,
-    /// The memory, which belongs to the bio until it has ended.
+    /// The memory, which belongs to the bio until it has ended. A read into memory that was lent as
+    /// a source only is [`Error::Unsupported`].
     pub memory: Memory,
     /// The submitter's own number, which comes back unchanged.
     pub user: u64,

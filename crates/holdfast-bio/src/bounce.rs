@@ -130,6 +130,10 @@ impl<D: BlockDevice> Bounce<D> {
         let Memory::Iov(iter) = &bio.memory else {
             return Route::Direct;
         };
+        if bio.op == Op::Read && !iter.is_writable() {
+            // The device refuses it; a buffer would be read for nothing.
+            return Route::Direct;
+        }
         let bits = iter.alignment();
         let aligned = limits.memory_alignment.is_aligned(to_u64(bits))
             && limits.sector.is_aligned(bio.offset)
@@ -204,13 +208,15 @@ impl<D: BlockDevice> Bounce<D> {
             Ok(moved) => moved,
             Err(error) => return Some(self.end(key, Err(error))),
         };
-        if let (Op::Read, Memory::Buffer(buffer), Some(iter)) =
-            (flight.op, &ended.bio.memory, &mut flight.iter)
-        {
-            let bytes = &buffer.as_slice()[ended.bio.start..][..to_usize(moved)];
-            // Short when the memory was lent as a source only, which the check below refuses.
-            let copied = iter.copy_in(bytes);
-            debug_assert_eq!(copied, bytes.len(), "a destination takes what it was made for");
+        match (flight.op, &ended.bio.memory, &mut flight.iter) {
+            (Op::Read, Memory::Buffer(buffer), Some(iter)) => {
+                let bytes = &buffer.as_slice()[ended.bio.start..][..to_usize(moved)];
+                let copied = iter.copy_in(bytes);
+                debug_assert_eq!(copied, bytes.len(), "a destination takes what it was made for");
+            }
+            // What was copied and not stored, when the transfer was short, is copied again.
+            (Op::Write, _, Some(iter)) => iter.revert(to_usize(ended.bio.len - moved)),
+            _ => {}
         }
         flight.done += moved;
         if flight.done == flight.len || moved == 0 {
@@ -284,7 +290,7 @@ impl<D: BlockDevice> BlockDevice for Bounce<D> {
         self.device.submit(bio).map_err(|mut bio| {
             self.in_flight.remove(key);
             self.counters.zero_copy -= 1;
-            bio.user = user;
+            (bio.user, bio.tentative) = (user, false);
             bio
         })
     }
@@ -315,3 +321,6 @@ impl<D: BlockDevice> BlockDevice for Bounce<D> {
         self.device.data_after(offset)
     }
 }
+
+#[cfg(test)]
+mod tests;

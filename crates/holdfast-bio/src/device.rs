@@ -14,7 +14,6 @@ pub trait BlockDevice {
     /// # Errors
     ///
     /// The bio itself. Whatever is wrong with it is told by its [`Ended`].
-    #[expect(clippy::result_large_err, reason = "a full queue gives the bio back, by value")]
     fn submit(&mut self, bio: Bio) -> Result<(), Bio>;
 
     /// Moves the bios that have ended to the back of `ended`, in any order. Never blocks.

@@ -50,6 +50,7 @@ pub struct Mismatch {
 /// Why a bio failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
+#[expect(clippy::error_impl_error, reason = "it is named by its crate, as `std::io::Error` is")]
 pub enum Error {
     /// A sector is corrupt. Nothing of the bio's data may be used.
     #[error(transparent)]

@@ -77,7 +77,9 @@ impl Limits {
     pub fn check(&self, offset: u64, len: u64) -> Result<(), Error> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.capacity);
         let aligned = self.granularity.is_aligned(offset) && self.granularity.is_aligned(len);
-        let crosses = self.boundary.is_some_and(|b| b.offset_in(offset) + len > b.bytes());
+        let crosses = self
+            .boundary
+            .is_some_and(|boundary| len > boundary.bytes() - boundary.offset_in(offset));
         if inside && aligned && !crosses { Ok(()) } else { Err(Error::Range { offset, len }) }
     }
 
@@ -128,6 +130,11 @@ mod tests {
     #[test]
     fn a_range_that_wraps_around_is_refused() {
         assert!(limits().check(u64::MAX - 511, 1024).is_err());
+    }
+
+    #[test]
+    fn a_length_that_wraps_around_is_refused() {
+        assert!(limits().check(512, u64::MAX - 511).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
-use holdfast_iov::BUFFER_MAX;
+use holdfast_iov::{BUFFER_MAX, Memory};
 use holdfast_ring::{Channel, Completion, File, Operation, SharedRing};
 use holdfast_units::{to_u64, to_usize};
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -64,6 +64,10 @@ impl FileDevice {
         let keep_size = FallocateFlags::KEEP_SIZE;
         let allocate = |mode| Ok(Operation::Allocate { file: Rc::clone(&file), mode, offset, len });
         match bio.op {
+            // The kernel would write to it all the same.
+            Op::Read if matches!(&bio.memory, Memory::Iov(iter) if !iter.is_writable()) => {
+                Err(Error::Unsupported)
+            }
             Op::Read => {
                 let memory = std::mem::take(&mut bio.memory);
                 Ok(Operation::Read { file, offset, memory, skip: bio.start, len: to_usize(len) })
@@ -160,7 +164,7 @@ impl BlockDevice for FileDevice {
 mod tests {
     use super::*;
     use crate::open::Access;
-    use holdfast_iov::{Memory, Pool, lend, lend_mut};
+    use holdfast_iov::{Pool, lend, lend_mut};
     use holdfast_ring::Ring;
 
     fn run(device: &mut FileDevice, bio: Bio) -> Ended {
@@ -233,5 +237,75 @@ mod tests {
         let mut device = FileDevice::new(&backing, &Ring::new(8).unwrap().shared()).unwrap();
         let discard = Bio::new(Op::Discard, 0, 4096, Memory::None);
         assert_eq!(run(&mut device, discard).result, Err(Error::ReadOnly));
+    }
+
+    #[test]
+    fn a_read_at_the_end_of_the_file_is_short_and_behind_it_moves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut device = device(&dir, 8192);
+        let pool = Pool::new(1 << 20).unwrap();
+        let mut read = |offset| {
+            let memory = Memory::Buffer(pool.take(8192).unwrap());
+            run(&mut device, Bio::new(Op::Read, offset, 8192, memory)).result
+        };
+        assert_eq!([read(0), read(4096), read(8192)], [Ok(8192), Ok(4096), Ok(0)]);
+    }
+
+    #[test]
+    fn what_a_file_cannot_do_comes_back_with_its_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut device = device(&dir, 8192);
+        let memory = Memory::Buffer(Pool::new(1 << 20).unwrap().take(4096).unwrap());
+        let ended = run(&mut device, Bio::new(Op::Map, 0, 4096, memory).with_user(7));
+        assert_eq!((ended.result, ended.bio.user), (Err(Error::Unsupported), 7));
+        assert!(ended.bio.memory.buffer().is_some());
+    }
+
+    #[test]
+    fn memory_lent_as_a_source_is_not_read_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut device = device(&dir, 1 << 20);
+        let memory = Pool::new(1 << 20).unwrap().take(4096).unwrap();
+        let found = lend(&memory.as_slice()[..4096], |iter| {
+            run(&mut device, Bio::new(Op::Read, 0, 4096, Memory::Iov(iter))).result
+        });
+        assert_eq!(found, Err(Error::Unsupported));
+    }
+
+    #[test]
+    fn a_full_ring_gives_the_bio_back_with_its_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut device = device(&dir, 1 << 20);
+        let pool = Pool::new(1 << 20).unwrap();
+        let mut submitted = 0;
+        let refused = loop {
+            let memory = Memory::Buffer(pool.take(512).unwrap());
+            match device.submit(Bio::new(Op::Read, 512, 512, memory).with_user(submitted)) {
+                Ok(()) => submitted += 1,
+                Err(bio) => break bio,
+            }
+            assert!(submitted < 100, "the ring is never full");
+        };
+        assert_eq!((refused.user, refused.offset, refused.len), (submitted, 512, 512));
+        assert!(refused.memory.buffer().is_some());
+        let mut ended = Vec::new();
+        while to_u64(ended.len()) < submitted {
+            device.wait();
+            device.reap(&mut ended);
+        }
+        assert!(ended.iter().all(|ended| ended.result == Ok(512)));
+    }
+
+    #[test]
+    fn the_kernels_errors_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut device = device(&dir, 1 << 20);
+        // fallocate(2) refuses an empty range, and one behind the largest offset.
+        let mut allocate = |offset, len| {
+            run(&mut device, Bio::new(Op::Allocate, offset, len, Memory::None)).result
+        };
+        assert_eq!(allocate(0, 0), Err(Error::Device { errno: 22 }));
+        assert_eq!(allocate((1 << 63) - 4096, 8192), Err(Error::Device { errno: 27 }));
+        assert_eq!(allocate(0, 4096), Ok(4096));
     }
 }

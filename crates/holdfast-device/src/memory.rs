@@ -53,7 +53,7 @@ impl MemoryDevice {
             (Op::Write, Memory::Buffer(buffer)) => {
                 self.write(offset, &buffer.as_slice()[start..][..len]);
             }
-            (Op::Read, Memory::Iov(iter)) => {
+            (Op::Read, Memory::Iov(iter)) if iter.is_writable() => {
                 let mut bytes = vec![0; len];
                 self.read(offset, &mut bytes);
                 iter.copy_in(&bytes);
@@ -67,7 +67,9 @@ impl MemoryDevice {
             }
             (Op::Zero { keep: false, .. } | Op::Discard, _) => self.discard(offset, bio.len),
             (Op::Flush | Op::Allocate, _) => {}
-            (Op::Zero { .. } | Op::Map | Op::Read | Op::Write, _) => return Err(Error::Unsupported),
+            (Op::Zero { .. } | Op::Map | Op::Read | Op::Write, _) => {
+                return Err(Error::Unsupported);
+            }
         }
         Ok(bio.len)
     }
@@ -199,5 +201,30 @@ mod tests {
         let mut device = MemoryDevice::new(4096);
         let found = run(&mut device, Bio::new(Op::Discard, 4096, 512, Memory::None)).result;
         assert_eq!(found, Err(Error::Range { offset: 4096, len: 512 }));
+    }
+
+    #[test]
+    fn volatile_memory_comes_back_where_it_was() {
+        let region = holdfast_iov::Region::anonymous(8192).unwrap();
+        let memory = Arc::new(holdfast_iov::VolatileMemory::new(vec![region]));
+        let mut device = MemoryDevice::new(1 << 20);
+        for op in [Op::Write, Op::Read] {
+            let mut iter = holdfast_iov::IovIter::new(Arc::clone(&memory));
+            iter.push(0, 4096, 4096).unwrap();
+            iter.push(0, 100, 3996).unwrap();
+            // Less than the memory has, as when a transfer was cut short above.
+            let ended = run(&mut device, Bio::new(op, 0, 4608, Memory::Iov(iter)));
+            assert_eq!((ended.result, ended.bio.memory.len()), (Ok(4608), 8092));
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_read() {
+        let mut device = MemoryDevice::new(1 << 20);
+        device.corrupt(4097, 0x40);
+        let pool = Pool::new(1 << 20).unwrap();
+        let read = Bio::new(Op::Read, 4096, 512, Memory::Buffer(pool.take(4096).unwrap()));
+        let ended = run(&mut device, read);
+        assert_eq!(ended.bio.memory.buffer().unwrap().as_slice()[..3], [0, 0x40, 0]);
     }
 }

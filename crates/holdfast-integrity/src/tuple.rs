@@ -136,10 +136,12 @@ impl Tuple {
                 Self {
                     guard: tuple.guard.get().into(),
                     application: tuple.application.get(),
-                    // A bit in the part that is always 0 must not go unseen: it makes the tag
-                    // another one.
-                    reference: tuple.reference.get()
-                        ^ (u64::from(tuple.reference_high.get()) << 48),
+                    // Bits in the part that is always 0 must not go unseen: no sector has an
+                    // address with the highest bit set.
+                    reference: match tuple.reference_high.get() {
+                        0 => tuple.reference.get(),
+                        _ => tuple.reference.get() | 1 << 63,
+                    },
                 }
             }
             GuardKind::Crc64 => {
@@ -162,7 +164,8 @@ mod tests {
 
     #[test]
     fn the_bytes_are_where_the_standards_put_them() {
-        let tuple = Tuple { guard: 0x0102_0304_0506_0708, application: 0xa1a2, reference: 0xb1b2_b3b4 };
+        let tuple =
+            Tuple { guard: 0x0102_0304_0506_0708, application: 0xa1a2, reference: 0xb1b2_b3b4 };
         let bytes = |kind| tuple.to_words(kind).map(u64::to_be_bytes).concat();
         assert_eq!(bytes(GuardKind::Crc16)[..8], [7, 8, 0xa1, 0xa2, 0xb1, 0xb2, 0xb3, 0xb4]);
         assert_eq!(

@@ -273,14 +273,18 @@ impl IovIter {
         let target = target.as_mut_ptr();
         self.generate_runs(kind, interval, bytes, guards, |run, at| match run {
             Piece::Whole(kind, start, len, guards) => {
+                // SAFETY: `at + len` is at most the length of `target`.
+                let target = unsafe { target.add(at) };
                 // SAFETY: as for the piece below.
-                unsafe { copy_generate(kind, interval, start, target.add(at), len, guards) };
+                unsafe { copy_generate(kind, interval, start, target, len, guards) };
             }
             Piece::Part(stream, start, len) => {
+                // SAFETY: `at + len` is at most the length of `target`.
+                let target = unsafe { target.add(at) };
                 // SAFETY:
                 // - the run is readable, since `backing` keeps it mapped or borrowed.
-                // - `at + len` is at most the length of `target`, which overlaps no segment.
-                unsafe { stream.copy(start, target.add(at), len) };
+                // - `target` has `len` bytes left, and is borrowed, so it overlaps no segment.
+                unsafe { stream.copy(start, target, len) };
             }
         });
         self.advance(bytes);
@@ -380,7 +384,8 @@ impl IovIter {
         true
     }
 
-    fn is_writable(&self) -> bool {
+    /// Returns whether the segments may be written to: not when they were lent as a source only.
+    pub fn is_writable(&self) -> bool {
         match &self.backing {
             Backing::Volatile(_) => true,
             Backing::Lent(lease) => lease.is_writable(),
@@ -394,7 +399,8 @@ enum Piece<'a> {
     Part(&'a mut Stream, *const u8, usize),
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
     use crate::Region;
@@ -407,7 +413,8 @@ mod tests {
             .map(|provider| Region::anonymous(REGION).unwrap().with_provider(provider))
             .collect();
         for (index, region) in regions.iter().enumerate() {
-            let bytes: Vec<u8> = (0..REGION).map(|at| ((at * 7 + at / 251 + index) % 256) as u8).collect();
+            let byte = |at| u8::try_from((at * 7 + at / 251 + index) % 256).unwrap();
+            let bytes: Vec<u8> = (0..REGION).map(byte).collect();
             region.write(0, &bytes).unwrap();
         }
         Arc::new(VolatileMemory::new(regions))

@@ -5,8 +5,8 @@
 //! [`IovIter`], and every iterator made from that one counts as a holder. When the call is over and
 //! a holder is left, somebody may still write to the slice, and the process is ended.
 
-use std::ptr::NonNull;
 use std::process;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::iter::IovIter;
@@ -80,7 +80,8 @@ fn run<R>(lease: Lease, borrower: impl FnOnce(IovIter) -> R) -> R {
     result
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 

@@ -27,9 +27,8 @@ impl Map {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory
         // that exists.
-        let start = unsafe {
-            mm::mmap_anonymous(ptr::null_mut(), len, protection, MapFlags::PRIVATE)
-        }?;
+        let start =
+            unsafe { mm::mmap_anonymous(ptr::null_mut(), len, protection, MapFlags::PRIVATE) }?;
         Ok(Self::adopt(start, len))
     }
 
@@ -37,9 +36,8 @@ impl Map {
     pub(crate) fn shared(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
-        let start = unsafe {
-            mm::mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, file, offset)
-        }?;
+        let start =
+            unsafe { mm::mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, file, offset) }?;
         Ok(Self::adopt(start, len))
     }
 
@@ -52,9 +50,8 @@ impl Map {
     pub(crate) fn prefer_huge_pages(&self) {
         // SAFETY: the range is our own mapping, and this advice changes none of its contents.
         // Kernels without transparent huge pages say EINVAL; small pages serve as well.
-        let _unadvised = unsafe {
-            mm::madvise(self.start.as_ptr().cast(), self.len, mm::Advice::LinuxHugepage)
-        };
+        let _unadvised =
+            unsafe { mm::madvise(self.start.as_ptr().cast(), self.len, mm::Advice::LinuxHugepage) };
     }
 
     pub(crate) const fn start(&self) -> NonNull<u8> {

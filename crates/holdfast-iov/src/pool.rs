@@ -236,7 +236,8 @@ const fn mask(unit: usize, units: usize) -> u64 {
     (u64::MAX >> (UNITS - units)) << unit
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -277,9 +278,11 @@ mod tests {
         for (number, buffer) in (0_u64..).zip(&mut buffers) {
             buffer.parts_mut().1.fill(number);
         }
-        assert!((0..).zip(&buffers).all(|(number, buffer)| {
-            buffer.guards().iter().all(|&guard| guard == number)
-        }));
+        assert!(
+            (0..)
+                .zip(&buffers)
+                .all(|(number, buffer)| { buffer.guards().iter().all(|&guard| guard == number) })
+        );
     }
 
     proptest! {
@@ -307,6 +310,7 @@ mod tests {
 }
 
 #[cfg(all(test, loom))]
+#[expect(clippy::arc_with_non_send_sync, reason = "loom watches what threads share")]
 mod loom_tests {
     use super::*;
     use loom::cell::UnsafeCell;
@@ -320,7 +324,9 @@ mod loom_tests {
 
     #[test]
     fn loom_a_unit_has_one_holder_at_a_time() {
-        loom::model(|| {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
             let watched = Arc::new(Watched {
                 chunk: Chunk::new(),
                 halves: [UnsafeCell::new(0), UnsafeCell::new(0)],

@@ -20,7 +20,6 @@ impl Channel {
     /// # Errors
     ///
     /// The operation itself, when too many are in flight.
-    #[expect(clippy::result_large_err, reason = "a full ring gives the operation back, by value")]
     pub fn push(&self, token: u64, operation: Operation) -> Result<(), Operation> {
         self.ring.borrow_mut().push(self.index, token, operation)
     }

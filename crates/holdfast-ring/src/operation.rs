@@ -182,6 +182,11 @@ impl Message {
         self.pieces.iter().map(|piece| piece.end - piece.start).sum()
     }
 
+    /// Returns how many pieces there are to send.
+    pub const fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
     /// Returns whether everything has been sent.
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
@@ -257,11 +262,14 @@ impl Slot {
     pub(crate) fn entry(&mut self, registered: Option<&holdfast_iov::Pool>) -> Entry {
         match &mut self.operation {
             Operation::Read { file, offset, memory, skip, len } => {
+                if let Memory::Iov(iter) = &*memory {
+                    assert!(iter.is_writable(), "the kernel must not write to a shared borrow");
+                }
                 let fd = Fd(file.as_raw_fd());
                 match transfer(memory, *skip, *len, registered, &mut self.bvecs) {
-                    Transfer::Fixed(start, len) => opcode::ReadFixed::new(fd, start, len, 0)
-                        .offset(*offset)
-                        .build(),
+                    Transfer::Fixed(start, len) => {
+                        opcode::ReadFixed::new(fd, start, len, 0).offset(*offset).build()
+                    }
                     Transfer::Plain(start, len) => {
                         opcode::Read::new(fd, start, len).offset(*offset).build()
                     }
@@ -284,7 +292,10 @@ impl Slot {
                     }
                     Transfer::Vectored => {
                         let (iovecs, count) = vectored(&self.bvecs, &mut self.iovecs);
-                        opcode::Writev::new(fd, iovecs, count).offset(*offset).rw_flags(flags).build()
+                        opcode::Writev::new(fd, iovecs, count)
+                            .offset(*offset)
+                            .rw_flags(flags)
+                            .build()
                     }
                 }
             }

@@ -57,14 +57,7 @@ impl<D: BlockDevice> FaultyDevice<D> {
     /// Puts the mistakes that `seed` determines around `device`.
     pub fn new(device: D, faults: Faults, seed: u64) -> Self {
         let random = Random::new(seed);
-        Self {
-            device,
-            faults,
-            random,
-            held: Vec::new(),
-            below: Vec::new(),
-            submitted: Vec::new(),
-        }
+        Self { device, faults, random, held: Vec::new(), below: Vec::new(), submitted: Vec::new() }
     }
 
     /// Returns the device below.

@@ -8,5 +8,5 @@
 mod faults;
 mod random;
 
-pub use faults::{Fault, FaultyDevice, Faults};
+pub use faults::{Fault, Faults, FaultyDevice};
 pub use random::Random;

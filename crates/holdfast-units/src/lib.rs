@@ -47,6 +47,7 @@ impl BlockSize {
     }
 
     /// Returns the size in bytes, as a length in memory.
+    #[expect(clippy::len_without_is_empty, reason = "a block has at least one byte")]
     pub const fn len(self) -> usize {
         1 << self.shift
     }
