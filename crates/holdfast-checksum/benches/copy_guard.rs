@@ -61,7 +61,7 @@ impl Request {
     }
 }
 
-#[divan::bench(args = SIZES, min_time = 0.2, max_time = 0.4)]
+#[divan::bench(args = SIZES, sample_size = 64, max_time = 0.4)]
 fn memcpy(bencher: Bencher<'_, '_>, len: usize) {
     let mut request = Request::new(len, len);
     let (source, target, _) = request.parts();
@@ -71,7 +71,7 @@ fn memcpy(bencher: Bencher<'_, '_>, len: usize) {
     });
 }
 
-#[divan::bench(args = SIZES, min_time = 0.2, max_time = 0.4)]
+#[divan::bench(args = SIZES, sample_size = 64, max_time = 0.4)]
 fn volatile(bencher: Bencher<'_, '_>, len: usize) {
     let mut request = Request::new(len, len);
     let (source, target, _) = request.parts();
@@ -81,7 +81,7 @@ fn volatile(bencher: Bencher<'_, '_>, len: usize) {
     });
 }
 
-#[divan::bench(args = REQUESTS, consts = [16, 32, 64], min_time = 0.2, max_time = 0.4)]
+#[divan::bench(args = REQUESTS, consts = [16, 32, 64], sample_size = 64, max_time = 0.4)]
 fn guard<const BITS: u32>(bencher: Bencher<'_, '_>, (len, interval): (usize, usize)) {
     let mut request = Request::new(len, interval);
     let (source, _, guards) = request.parts();
@@ -90,7 +90,7 @@ fn guard<const BITS: u32>(bencher: Bencher<'_, '_>, (len, interval): (usize, usi
     });
 }
 
-#[divan::bench(args = REQUESTS, consts = [16, 32, 64], min_time = 0.2, max_time = 0.4)]
+#[divan::bench(args = REQUESTS, consts = [16, 32, 64], sample_size = 64, max_time = 0.4)]
 fn copy_guard<const BITS: u32>(bencher: Bencher<'_, '_>, (len, interval): (usize, usize)) {
     let mut request = Request::new(len, interval);
     let (source, target, guards) = request.parts();

@@ -358,28 +358,36 @@ mod tests {
         }
     }
 
-    /// Runs `body` while another thread goes on changing `source`.
-    fn while_changing(source: &[AtomicU8], body: impl FnOnce()) {
+    /// Runs `round` for every level and kind while another thread goes on changing `source`, and
+    /// again until one round has seen a change.
+    fn while_changing(source: &[AtomicU8], round: impl Fn(Kernels, GuardKind) -> bool) {
         let done = AtomicBool::new(false);
-        let begun = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut value = 0_u8;
-                while !done.load(Ordering::Relaxed) {
-                    for byte in source {
-                        byte.store(value, Ordering::Relaxed);
-                        value = value.wrapping_mul(5).wrapping_add(1);
-                    }
-                    // Each pass stores other values than the one before.
-                    value = value.wrapping_add(3);
-                    begun.store(true, Ordering::Relaxed);
+        let change = || {
+            let mut value = 0_u8;
+            while !done.load(Ordering::Relaxed) {
+                // About one byte in each cache line, to come round soon.
+                for byte in source.iter().step_by(61) {
+                    byte.store(value, Ordering::Relaxed);
+                    value = value.wrapping_mul(5).wrapping_add(1);
                 }
-            });
-            while !begun.load(Ordering::Relaxed) {
-                thread::yield_now();
+                // Each pass stores other values than the one before.
+                value = value.wrapping_add(3);
             }
+        };
+        let run = || {
+            let mut changed = false;
+            while !changed {
+                for kernels in every_kernels() {
+                    for kind in GuardKind::ALL {
+                        changed |= round(kernels, kind);
+                    }
+                }
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(change);
             // A failure must not leave the other thread running.
-            let result = catch_unwind(AssertUnwindSafe(body));
+            let result = catch_unwind(AssertUnwindSafe(run));
             done.store(true, Ordering::Relaxed);
             if let Err(panic) = result {
                 resume_unwind(panic);
@@ -387,73 +395,62 @@ mod tests {
         });
     }
 
-    /// Copies `source` again and again, until it was often enough no longer what had been copied.
+    /// Copies `source` while it changes, and returns whether it was ever no longer what had been
+    /// copied.
     fn assert_guards_of_target(
         source: &[AtomicU8],
         interval: usize,
         copy: impl Fn(*const u8, &mut [u8], &mut [u64]),
         guard: impl Fn(&[u8]) -> u64,
-    ) {
+    ) -> bool {
         let count = source.len() / interval;
         let mut target = vec![0; count * interval];
         let mut guards = vec![0; count];
-        let mut changes = 0;
-        while changes < 100 {
+        let mut changed = false;
+        for _ in 0..1000 {
             copy(source.as_ptr().cast(), &mut target, &mut guards);
             let expected: Vec<u64> = target.chunks(interval).map(&guard).collect();
             assert_eq!(guards, expected);
-            if source.iter().zip(&target).any(|(byte, copy)| byte.load(Ordering::Relaxed) != *copy)
-            {
-                changes += 1;
-            } else {
-                thread::yield_now();
-            }
+            let mut pairs = source.iter().zip(&target);
+            changed |= pairs.any(|(byte, copied)| byte.load(Ordering::Relaxed) != *copied);
         }
+        changed
     }
 
     #[test]
     fn the_guards_are_those_of_the_copy_while_the_source_changes() {
         let source: Vec<AtomicU8> = (0..8192 + 13).map(|_| AtomicU8::new(0)).collect();
-        while_changing(&source, || {
-            for kernels in every_kernels() {
-                for kind in GuardKind::ALL {
-                    for interval in [512, 4096, 520, 601, 8193] {
-                        let copy = |from: *const u8, into: &mut [u8], guards: &mut [u64]| {
-                            let (into, len) = (into.as_mut_ptr(), into.len());
-                            // SAFETY: the source is longer, and both are allocations.
-                            unsafe {
-                                kernels.copy_generate(kind, interval, from, into, len, guards);
-                            };
-                        };
-                        let guard = |data: &[u8]| crc_fast::checksum(kind.algorithm(), data);
-                        assert_guards_of_target(&source, interval, copy, guard);
-                    }
-                }
-            }
+        while_changing(&source, |kernels, kind| {
+            let guard = |data: &[u8]| crc_fast::checksum(kind.algorithm(), data);
+            let run = |interval| {
+                let copy = |from: *const u8, into: &mut [u8], guards: &mut [u64]| {
+                    let (into, len) = (into.as_mut_ptr(), into.len());
+                    // SAFETY: the source is longer, and both are allocations.
+                    unsafe { kernels.copy_generate(kind, interval, from, into, len, guards) };
+                };
+                assert_guards_of_target(&source, interval, copy, guard)
+            };
+            [512, 4096, 520, 601, 8193].map(run).contains(&true)
         });
     }
 
     #[test]
     fn the_guard_of_a_stream_is_that_of_its_copy_while_the_source_changes() {
         let source: Vec<AtomicU8> = (0..4096).map(|_| AtomicU8::new(0)).collect();
-        while_changing(&source, || {
-            for kernels in every_kernels() {
-                for kind in GuardKind::ALL {
-                    let copy = |from: *const u8, into: &mut [u8], guards: &mut [u64]| {
-                        let mut stream = kernels.stream(kind);
-                        let mut at = 0;
-                        for len in [1, 300, 7, 2048, 1740] {
-                            let target = into[at..][..len].as_mut_ptr();
-                            // SAFETY: the pieces are as long as the source and the target in all.
-                            unsafe { stream.copy(from.wrapping_add(at), target, len) };
-                            at += len;
-                        }
-                        guards[0] = stream.finish();
-                    };
-                    let guard = |data: &[u8]| crc_fast::checksum(kind.algorithm(), data);
-                    assert_guards_of_target(&source, 4096, copy, guard);
+        while_changing(&source, |kernels, kind| {
+            let guard = |data: &[u8]| crc_fast::checksum(kind.algorithm(), data);
+            let copy = |from: *const u8, into: &mut [u8], guards: &mut [u64]| {
+                let mut stream = kernels.stream(kind);
+                let mut at = 0;
+                for len in [1, 300, 7, 2048, 1740] {
+                    let target = into[at..][..len].as_mut_ptr();
+                    // SAFETY: the pieces are as long as the source and the target in all.
+                    unsafe { stream.copy(from.wrapping_add(at), target, len) };
+                    at += len;
                 }
-            }
+                guards[0] = stream.finish();
+            };
+            assert_guards_of_target(&source, 4096, copy, guard)
         });
     }
 }

@@ -5,7 +5,7 @@ use crate::kind::GuardKind;
 /// The guard of `data`.
 pub(crate) fn guard(kind: GuardKind, data: &[u8]) -> u64 {
     match kind {
-        // SBC-4, 4.22.4: polynomial 8BB7h, the highest bit first, from zero.
+        // T10 SBC: polynomial 8BB7h, the highest bit first, from zero.
         GuardKind::Crc16 => data.iter().fold(0, |mut rest, byte| {
             rest ^= u64::from(*byte) << 8;
             for _ in 0..8 {
@@ -15,7 +15,7 @@ pub(crate) fn guard(kind: GuardKind, data: &[u8]) -> u64 {
         }),
         // RFC 3720, 12.1: polynomial 11EDC6F41h, the lowest bit first, from ones, complemented.
         GuardKind::Crc32c => mirrored(0x1EDC_6F41_u32.reverse_bits().into(), 0xFFFF_FFFF, data),
-        // NVM command set specification, 5.2.1.3.4: AD93D23594C93659h, otherwise likewise.
+        // NVM Command Set Specification: polynomial AD93D23594C93659h, otherwise likewise.
         GuardKind::Crc64 => mirrored(0xAD93_D235_94C9_3659_u64.reverse_bits(), u64::MAX, data),
     }
 }
