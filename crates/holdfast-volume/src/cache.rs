@@ -1,0 +1,804 @@
+//! The tuple cache: tuple blocks in memory, bounded, and shared by all queues of a volume.
+//!
+//! It is set-associative: a group may lie in any of the eight *ways* of one *set*. A way holds the
+//! group's tuples and the claims on its sectors. Whoever works on a group has its way pinned, and a
+//! pinned way stays what it is. Finding and pinning a way that holds the group takes no lock and
+//! allocates nothing; filling and emptying ways is done under the lock of the set.
+//!
+//! All who have to wait, for whatever reason, wait in the list of the set, and are told to try
+//! again whenever something in the set is given up.
+
+use holdfast_units::to_u64;
+#[cfg(not(loom))]
+use zerocopy::FromZeros;
+
+use crate::claims::{self, Mode, Sectors};
+use crate::inbox::Waiter;
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering, fence, lock};
+
+/// Ways of a set. Loom has fewer, or it would never be done.
+const WAYS: usize = if cfg!(loom) { 2 } else { 8 };
+/// The tuples are being read or written back: nobody else may look at them.
+const BUSY: u32 = 1 << 31;
+/// Somebody waits for a claim in this way: who comes later waits behind.
+const CONTENDED: u32 = 1 << 30;
+/// The whole tuple block was zeros when it was read, and its space may not be allocated yet.
+const FRESH: u32 = 1 << 29;
+/// The way was used since the last look for one to empty.
+const USED: u32 = 1 << 28;
+const PINS: u32 = USED - 1;
+
+const WORDS_OF_BLOCK: usize =
+    if cfg!(loom) { 2 } else { crate::geometry::TUPLE_BLOCK / size_of::<u64>() };
+
+/// A pinned way. It must be given back by [`Cache::unpin`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    set: usize,
+    way: usize,
+}
+
+impl Way {
+    /// Returns its position among all ways.
+    pub(crate) const fn index(self) -> usize {
+        self.set * WAYS + self.way
+    }
+
+    /// Returns the way at a position among all ways.
+    pub(crate) const fn at(index: usize) -> Self {
+        Self { set: index / WAYS, way: index % WAYS }
+    }
+}
+
+/// What became of the wish to pin a group.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Pinned {
+    /// The way holds the group's tuples.
+    Ready(Way),
+    /// The way is for the group, empty and busy: its tuples must be read, and
+    /// [`Cache::filled`] or [`Cache::abandon`] called.
+    Fill(Way),
+    /// The way holds changed tuples of another group, and is busy: they must be written, and
+    /// [`Cache::emptied`] called.
+    WriteBack(Way),
+    /// Nothing can be done now. The waiter will be told.
+    Wait,
+}
+
+#[derive(Debug)]
+struct Set {
+    /// The group of each way and one, or 0.
+    tags: [AtomicU64; WAYS],
+    states: [AtomicU32; WAYS],
+    /// There is somebody in the list.
+    waiting: AtomicBool,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    waiters: Vec<Waiter>,
+    /// The way at which the search for one to empty begins.
+    hand: usize,
+}
+
+impl Set {
+    fn new() -> Self {
+        Self {
+            tags: std::array::from_fn(|_| AtomicU64::new(0)),
+            states: std::array::from_fn(|_| AtomicU32::new(0)),
+            waiting: AtomicBool::new(false),
+            inner: Mutex::default(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Cache {
+    sets: Box<[Set]>,
+    /// The tuples of all ways, as big-endian words.
+    words: Box<[AtomicU64]>,
+    /// The claims of all ways.
+    claims: Box<[AtomicU64]>,
+    /// One bit for each way whose tuples are newer than those stored.
+    dirty: Box<[AtomicU64]>,
+    claim_words: usize,
+    tuple_words: usize,
+}
+
+impl Cache {
+    /// Returns a cache of about `bytes`, at least one set.
+    pub(crate) fn new(bytes: usize, sectors_of_group: usize, tuple_words: usize) -> Self {
+        let claim_words = claims::words_for(sectors_of_group);
+        let of_way = (WORDS_OF_BLOCK + claim_words) * size_of::<u64>();
+        let sets = (bytes / (of_way * WAYS)).max(1);
+        Self::with_sets(sets, claim_words, tuple_words)
+    }
+
+    fn with_sets(sets: usize, claim_words: usize, tuple_words: usize) -> Self {
+        let ways = sets * WAYS;
+        Self {
+            sets: (0..sets).map(|_| Set::new()).collect(),
+            words: zeroed(ways * WORDS_OF_BLOCK),
+            claims: zeroed(ways * claim_words),
+            dirty: zeroed(ways.div_ceil(64)),
+            claim_words,
+            tuple_words,
+        }
+    }
+
+    fn set_of(&self, group: u64) -> usize {
+        // Fibonacci hashing: neighbours go to sets apart, as do groups at a power of two.
+        let hash = group.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let scaled = (u128::from(hash) * self.sets.len() as u128) >> 64;
+        usize::try_from(scaled).expect("less than the number of sets")
+    }
+
+    /// Pins the way of `group`, or says what has to be done first.
+    pub(crate) fn pin(&self, group: u64, waiter: &Waiter) -> Pinned {
+        let set = self.set_of(group);
+        match self.pin_present(set, group) {
+            Some(way) => Pinned::Ready(way),
+            None => self.pin_absent(set, group, waiter),
+        }
+    }
+
+    /// Pins the way that holds `group`, if one does and nobody is filling or emptying it.
+    fn pin_present(&self, index: usize, group: u64) -> Option<Way> {
+        let set = &self.sets[index];
+        // Relaxed: a guess, which is confirmed once the way is pinned.
+        let way = set.tags.iter().position(|tag| tag.load(Ordering::Relaxed) == group + 1)?;
+        let pinned = Way { set: index, way };
+        // Acquire pairs with the release in `filled`: the tag and the tuples are there.
+        let before = set.states[way].fetch_add(1, Ordering::Acquire);
+        let is_ours = before & BUSY == 0 && set.tags[way].load(Ordering::Relaxed) == group + 1;
+        if !is_ours {
+            // Nobody is told: who met this pin while looking for a way to empty is followed by us,
+            // who empty or wait for one ourselves.
+            set.states[way].fetch_sub(1, Ordering::Release);
+            return None;
+        }
+        if before & USED == 0 {
+            set.states[way].fetch_or(USED, Ordering::Relaxed);
+        }
+        Some(pinned)
+    }
+
+    fn pin_absent(&self, index: usize, group: u64, waiter: &Waiter) -> Pinned {
+        let set = &self.sets[index];
+        let mut inner = lock(&set.inner);
+        // Before the search: who gives something up afterwards sees that somebody waits.
+        self.announce(set);
+        if let Some(way) = self.pin_present(index, group) {
+            return Pinned::Ready(way);
+        }
+        let is_coming = set.tags.iter().any(|tag| tag.load(Ordering::Relaxed) == group + 1);
+        if !is_coming && let Some(way) = self.evict(set, &mut inner) {
+            let found = Way { set: index, way };
+            if self.is_dirty(found) {
+                return Pinned::WriteBack(found);
+            }
+            set.tags[way].store(group + 1, Ordering::Relaxed);
+            return Pinned::Fill(found);
+        }
+        inner.waiters.push(waiter.clone());
+        Pinned::Wait
+    }
+
+    /// Says that somebody is about to wait for something in the set.
+    fn announce(&self, set: &Set) {
+        set.waiting.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `wake`: either we see what was given up before it, or whoever
+        // gave it up sees that we wait.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Makes an unpinned way busy: an empty one, or one that was not used lately.
+    fn evict(&self, set: &Set, inner: &mut Inner) -> Option<usize> {
+        let empty = (0..WAYS).find(|&way| set.tags[way].load(Ordering::Relaxed) == 0);
+        let round = (0..2 * WAYS).map(|step| (inner.hand + step) % WAYS);
+        for way in empty.into_iter().chain(round) {
+            let state = &set.states[way];
+            // Acquire: what those who had it pinned did has happened.
+            let found = state.load(Ordering::Acquire);
+            if found & (PINS | BUSY) != 0 {
+                continue;
+            }
+            if found & USED != 0 && empty != Some(way) {
+                state.fetch_and(!USED, Ordering::Relaxed);
+                continue;
+            }
+            // Acquire, as for the load. Relaxed on failure: somebody pinned it, or has a pin that
+            // is about to be taken back.
+            let exchanged =
+                state.compare_exchange(found, BUSY, Ordering::Acquire, Ordering::Relaxed);
+            if exchanged.is_ok() {
+                inner.hand = (way + 1) % WAYS;
+                return Some(way);
+            }
+        }
+        None
+    }
+
+    /// Puts the tuples that were read into a way to be filled, and turns it into a pinned one.
+    pub(crate) fn filled(&self, way: Way, block: &[u8]) {
+        let words = &self.words[way.index() * WORDS_OF_BLOCK..][..WORDS_OF_BLOCK];
+        let mut fresh = FRESH;
+        for (word, bytes) in words.iter().zip(block.as_chunks().0) {
+            let value = u64::from_be_bytes(*bytes);
+            if value != 0 {
+                fresh = 0;
+            }
+            word.store(value, Ordering::Relaxed);
+        }
+        let state = &self.sets[way.set].states[way.way];
+        // One pin, for the caller, in exchange for BUSY; others' pins that are about to be taken
+        // back stay counted. Release pairs with the acquire in `pin_present`.
+        state.fetch_or(fresh | USED, Ordering::Relaxed);
+        state.fetch_sub(BUSY - 1, Ordering::Release);
+        self.wake(way.set);
+    }
+
+    /// Makes a way to be filled an empty one, because its tuples could not be read.
+    pub(crate) fn abandon(&self, way: Way) {
+        let set = &self.sets[way.set];
+        set.tags[way.way].store(0, Ordering::Relaxed);
+        set.states[way.way].fetch_and(!BUSY, Ordering::Release);
+        self.wake(way.set);
+    }
+
+    /// Makes a way whose tuples have been written an empty one, or leaves it what it was when they
+    /// could not be.
+    pub(crate) fn emptied(&self, way: Way, written: bool) {
+        let set = &self.sets[way.set];
+        if written {
+            self.clear_dirty(way);
+            set.tags[way.way].store(0, Ordering::Relaxed);
+        }
+        set.states[way.way].fetch_and(!BUSY, Ordering::Release);
+        self.wake(way.set);
+    }
+
+    /// Gives a pin back.
+    pub(crate) fn unpin(&self, way: Way) {
+        // Release pairs with the acquire in `evict`.
+        self.sets[way.set].states[way.way].fetch_sub(1, Ordering::Release);
+        self.wake(way.set);
+    }
+
+    /// Claims sectors of a pinned way. `false` when that has to wait: the waiter will be told.
+    pub(crate) fn claim(&self, way: Way, sectors: Sectors, mode: Mode, waiter: &Waiter) -> bool {
+        let set = &self.sets[way.set];
+        let state = &set.states[way.way];
+        // Relaxed: who misses that somebody waits only goes first.
+        let contended = state.load(Ordering::Relaxed) & CONTENDED != 0;
+        if !contended && claims::try_claim(self.claims_of(way), sectors, mode) {
+            return true;
+        }
+        let mut inner = lock(&set.inner);
+        self.announce(set);
+        // Whoever tried above tries again also behind others: it had some of the sectors for a moment,
+        // and they may wait because they met that. If it succeeds, they are told when it is done;
+        // if it fails, it met a holder, who will tell them all.
+        let is_first = !contended || state.load(Ordering::Relaxed) & CONTENDED == 0;
+        if is_first && claims::try_claim(self.claims_of(way), sectors, mode) {
+            return true;
+        }
+        state.fetch_or(CONTENDED, Ordering::Relaxed);
+        inner.waiters.push(waiter.clone());
+        false
+    }
+
+    /// Gives up a claim and the pin.
+    pub(crate) fn release(&self, way: Way, sectors: Sectors, mode: Mode) {
+        claims::release(self.claims_of(way), sectors, mode);
+        self.unpin(way);
+    }
+
+    /// Tells all who wait in a set to try again, after something in it was given up.
+    fn wake(&self, index: usize) {
+        let set = &self.sets[index];
+        // Pairs with the fence in `announce`.
+        fence(Ordering::SeqCst);
+        if !set.waiting.load(Ordering::Relaxed) {
+            return;
+        }
+        let waiters = {
+            let mut inner = lock(&set.inner);
+            set.waiting.store(false, Ordering::Relaxed);
+            for state in &set.states {
+                if state.load(Ordering::Relaxed) & CONTENDED != 0 {
+                    state.fetch_and(!CONTENDED, Ordering::Relaxed);
+                }
+            }
+            std::mem::take(&mut inner.waiters)
+        };
+        for waiter in waiters {
+            waiter.retry();
+        }
+    }
+
+    fn claims_of(&self, way: Way) -> &[AtomicU64] {
+        &self.claims[way.index() * self.claim_words..][..self.claim_words]
+    }
+
+    /// Returns the group that a pinned or busy way holds.
+    pub(crate) fn group(&self, way: Way) -> u64 {
+        self.sets[way.set].tags[way.way].load(Ordering::Relaxed) - 1
+    }
+
+    /// Returns the tuple of a sector that the caller has claimed.
+    pub(crate) fn tuple(&self, way: Way, sector: usize) -> [u64; 2] {
+        let words = &self.words[self.tuple_at(way, sector)..][..self.tuple_words];
+        let mut tuple = [0; 2];
+        for (to, from) in tuple.iter_mut().zip(words) {
+            // Relaxed: the claim orders it behind what the last holder stored.
+            *to = from.load(Ordering::Relaxed);
+        }
+        tuple
+    }
+
+    /// Stores the tuple of a sector that the caller has claimed alone. [`mark_dirty`] must follow.
+    ///
+    /// [`mark_dirty`]: Self::mark_dirty
+    pub(crate) fn set_tuple(&self, way: Way, sector: usize, tuple: [u64; 2]) {
+        let words = &self.words[self.tuple_at(way, sector)..][..self.tuple_words];
+        for (to, from) in words.iter().zip(tuple) {
+            // Relaxed: the claim orders it before what the next holder loads.
+            to.store(from, Ordering::Relaxed);
+        }
+    }
+
+    fn tuple_at(&self, way: Way, sector: usize) -> usize {
+        way.index() * WORDS_OF_BLOCK + sector * self.tuple_words
+    }
+
+    /// Returns whether the space of the tuple block may not be allocated yet.
+    pub(crate) fn is_fresh(&self, way: Way) -> bool {
+        self.sets[way.set].states[way.way].load(Ordering::Relaxed) & FRESH != 0
+    }
+
+    /// Says that the space of the tuple block is allocated.
+    pub(crate) fn set_allocated(&self, way: Way) {
+        self.sets[way.set].states[way.way].fetch_and(!FRESH, Ordering::Relaxed);
+    }
+
+    /// Says that tuples of a way are newer than those stored.
+    pub(crate) fn mark_dirty(&self, way: Way) {
+        let (word, bit) = self.dirty_bit(way.index());
+        // Release pairs with the acquire in `clear_dirty`: the tuples are stored before.
+        word.fetch_or(bit, Ordering::Release);
+    }
+
+    /// Forgets that a way is dirty. What is copied from it afterwards has all that was marked.
+    pub(crate) fn clear_dirty(&self, way: Way) {
+        let (word, bit) = self.dirty_bit(way.index());
+        // Release pairs with the acquire in `next_dirty`: what was written back is on the device.
+        word.fetch_and(!bit, Ordering::AcqRel);
+    }
+
+    fn is_dirty(&self, way: Way) -> bool {
+        let (word, bit) = self.dirty_bit(way.index());
+        word.load(Ordering::Acquire) & bit != 0
+    }
+
+    fn dirty_bit(&self, index: usize) -> (&AtomicU64, u64) {
+        (&self.dirty[index / 64], 1 << (index % 64))
+    }
+
+    /// Pins the first dirty way from position `from` on. `Err` has the position of one that is
+    /// being written back by somebody else: the waiter will be told.
+    pub(crate) fn pin_dirty(&self, mut from: usize, waiter: &Waiter) -> Option<Result<Way, usize>> {
+        loop {
+            let index = self.next_dirty(from)?;
+            let way = Way::at(index);
+            if !self.pin_quiet(way, waiter) {
+                return Some(Err(index));
+            }
+            // Before it was pinned, somebody may have written it back and emptied it.
+            if self.is_dirty(way) {
+                return Some(Ok(way));
+            }
+            self.unpin(way);
+            from = Self::position_after(way);
+        }
+    }
+
+    /// Pins a way whatever it holds, unless it is busy.
+    fn pin_quiet(&self, way: Way, waiter: &Waiter) -> bool {
+        let set = &self.sets[way.set];
+        let state = &set.states[way.way];
+        let pin = || {
+            let quiet = state.fetch_add(1, Ordering::Acquire) & BUSY == 0;
+            if !quiet {
+                state.fetch_sub(1, Ordering::Release);
+            }
+            quiet
+        };
+        if pin() {
+            return true;
+        }
+        let mut inner = lock(&set.inner);
+        self.announce(set);
+        let quiet = pin();
+        if !quiet {
+            inner.waiters.push(waiter.clone());
+        }
+        quiet
+    }
+
+    fn next_dirty(&self, from: usize) -> Option<usize> {
+        let first = from / 64;
+        self.dirty.get(first..)?.iter().enumerate().find_map(|(offset, word)| {
+            let below = if offset == 0 { (1 << (from % 64)) - 1 } else { 0 };
+            // Acquire pairs with the release in `clear_dirty`: a flush passes a clean way by.
+            let bits = word.load(Ordering::Acquire) & !below;
+            let bit = bits.trailing_zeros() as usize;
+            (bits != 0).then_some((first + offset) * 64 + bit)
+        })
+    }
+
+    /// Returns the position behind that of a way.
+    pub(crate) const fn position_after(way: Way) -> usize {
+        way.index() + 1
+    }
+
+    /// Copies the tuples of a pinned or busy way.
+    pub(crate) fn copy_tuples(&self, way: Way, block: &mut [u8]) {
+        let words = &self.words[way.index() * WORDS_OF_BLOCK..][..WORDS_OF_BLOCK];
+        for (bytes, word) in block.as_chunks_mut().0.iter_mut().zip(words) {
+            *bytes = word.load(Ordering::Relaxed).to_be_bytes();
+        }
+    }
+
+    /// Returns how many bytes of tuples and claims there is room for.
+    pub(crate) fn bytes(&self) -> u64 {
+        to_u64((self.words.len() + self.claims.len()) * size_of::<u64>())
+    }
+}
+
+/// Returns atomics that are 0. Memory for them is taken when they are first changed.
+#[cfg(not(loom))]
+fn zeroed(count: usize) -> Box<[AtomicU64]> {
+    <[AtomicU64]>::new_box_zeroed_with_elems(count).expect("the cache fits in memory")
+}
+
+#[cfg(loom)]
+fn zeroed(count: usize) -> Box<[AtomicU64]> {
+    (0..count).map(|_| AtomicU64::new(0)).collect()
+}
+
+#[cfg(all(test, loom))]
+#[expect(clippy::arc_with_non_send_sync, reason = "loom watches what threads share")]
+mod loom_tests {
+    use super::*;
+    use crate::inbox::Inbox;
+    use loom::cell::UnsafeCell;
+    use loom::thread;
+    use std::sync::Arc;
+
+    const SECTOR: Sectors = Sectors { first: 0, count: 1 };
+    /// A run over two words of claims.
+    const RUN: Sectors = Sectors { first: 7, count: 2 };
+    const LAST_OF_RUN: Sectors = Sectors { first: 8, count: 1 };
+    const FIRST_OF_RUN: Sectors = Sectors { first: 7, count: 1 };
+
+    /// A set of two empty ways. Each group's only tuple tells the group's number.
+    fn two_ways() -> Arc<Cache> {
+        Arc::new(Cache::with_sets(1, 2, WORDS_OF_BLOCK))
+    }
+
+    /// A set in which only one way is to be had.
+    fn cache() -> Arc<Cache> {
+        let cache = two_ways();
+        filled(&cache, 9);
+        cache
+    }
+
+    fn waiter() -> Waiter {
+        Waiter { inbox: Inbox::new(Box::new(|| {})), job: 0 }
+    }
+
+    fn was_told(waiter: &Waiter) -> bool {
+        waiter.inbox.is_filled()
+    }
+
+    /// Checks what is left when all have done their part: nobody may wait for ever.
+    fn assert_nobody_waits(cache: &Cache) {
+        let inner = lock(&cache.sets[0].inner);
+        assert!(inner.waiters.is_empty(), "somebody waits and nobody is left to tell");
+    }
+
+    fn block(group: u64) -> [u8; 8 * WORDS_OF_BLOCK] {
+        let mut block = [0; 8 * WORDS_OF_BLOCK];
+        block.as_chunks_mut().0.fill((group + 100).to_be_bytes());
+        block
+    }
+
+    fn assert_holds(cache: &Cache, way: Way, group: u64) {
+        assert_eq!((cache.group(way), cache.tuple(way, 0)), (group, [group + 100; 2]));
+    }
+
+    /// Fills the way with `group` and returns it pinned.
+    fn filled(cache: &Cache, group: u64) -> Way {
+        let Pinned::Fill(way) = cache.pin(group, &waiter()) else {
+            unreachable!("the way is empty");
+        };
+        cache.filled(way, &block(group));
+        way
+    }
+
+    /// Pins a way that is there once more.
+    fn pinned(cache: &Cache, group: u64) {
+        assert!(matches!(cache.pin(group, &waiter()), Pinned::Ready(_)));
+    }
+
+    /// Pins a group, does what that asks for, and gives the way back. Returns the waiter that was
+    /// left behind.
+    fn visit(cache: &Cache, group: u64) -> Option<Waiter> {
+        let waiter = waiter();
+        match cache.pin(group, &waiter) {
+            Pinned::Ready(way) => {
+                assert_holds(cache, way, group);
+                cache.unpin(way);
+            }
+            Pinned::Fill(way) => {
+                cache.filled(way, &block(group));
+                assert_holds(cache, way, group);
+                cache.unpin(way);
+            }
+            Pinned::WriteBack(_) => unreachable!("nothing was changed"),
+            Pinned::Wait => return Some(waiter),
+        }
+        None
+    }
+
+    /// Claims sectors of a pinned way and gives the claim and the pin up, or keeps the pin.
+    fn claim(cache: &Cache, way: Way, sectors: Sectors) -> Option<Waiter> {
+        let waiter = waiter();
+        if cache.claim(way, sectors, Mode::Exclusive, &waiter) {
+            cache.release(way, sectors, Mode::Exclusive);
+            return None;
+        }
+        Some(waiter)
+    }
+
+    fn model(preemptions: impl Into<Option<usize>>, body: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = preemptions.into();
+        builder.check(body);
+    }
+
+    #[test]
+    fn loom_a_claim_that_meets_another_is_granted_or_told() {
+        model(None, || {
+            let cache = cache();
+            let way = filled(&cache, 1);
+            pinned(&cache, 1);
+            assert!(cache.claim(way, SECTOR, Mode::Exclusive, &waiter()));
+            let holder = {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || cache.release(way, SECTOR, Mode::Exclusive))
+            };
+            let left = claim(&cache, way, SECTOR);
+            holder.join().unwrap();
+            assert!(left.is_none_or(|waiter| was_told(&waiter)));
+            assert_nobody_waits(&cache);
+        });
+    }
+
+    #[test]
+    fn loom_a_claim_that_met_one_that_was_taken_back_is_not_forgotten() {
+        model(3, || {
+            let cache = cache();
+            let way = filled(&cache, 1);
+            pinned(&cache, 1);
+            pinned(&cache, 1);
+            assert!(cache.claim(way, LAST_OF_RUN, Mode::Exclusive, &waiter()));
+            let holder = {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || cache.release(way, LAST_OF_RUN, Mode::Exclusive))
+            };
+            // It has the first word for a moment, until it meets the holder in the second.
+            let both_words = {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || claim(&cache, way, RUN))
+            };
+            let left = [claim(&cache, way, FIRST_OF_RUN), both_words.join().unwrap()];
+            holder.join().unwrap();
+            assert!(left.iter().flatten().all(was_told));
+            assert_nobody_waits(&cache);
+        });
+    }
+
+    #[test]
+    fn loom_an_absent_group_is_filled_once_and_the_others_see_it_or_are_told() {
+        model(3, || {
+            let cache = two_ways();
+            let others = [(); 2].map(|()| {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || visit(&cache, 1))
+            });
+            let left = others.map(|other| other.join().unwrap());
+            assert!(left.iter().flatten().all(was_told));
+            assert_nobody_waits(&cache);
+            let tags = cache.sets[0].tags.iter();
+            let holders = tags.filter(|tag| tag.load(Ordering::Relaxed) == 1 + 1).count();
+            assert_eq!(holders, 1);
+        });
+    }
+
+    #[test]
+    fn loom_whoever_waits_for_tuples_is_told_when_they_are_read_and_still_in_use() {
+        model(3, || {
+            let cache = cache();
+            let Pinned::Fill(way) = cache.pin(1, &waiter()) else {
+                unreachable!("the way is empty");
+            };
+            let filler = {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || cache.filled(way, &block(1)))
+            };
+            let left = visit(&cache, 1);
+            filler.join().unwrap();
+            assert!(left.is_none_or(|waiter| was_told(&waiter)));
+            assert_nobody_waits(&cache);
+        });
+    }
+
+    #[test]
+    fn loom_whoever_waits_for_tuples_that_cannot_be_read_is_told() {
+        model(3, || {
+            let cache = cache();
+            let Pinned::Fill(way) = cache.pin(1, &waiter()) else {
+                unreachable!("the way is empty");
+            };
+            let filler = {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || cache.abandon(way))
+            };
+            let left = visit(&cache, 1);
+            filler.join().unwrap();
+            assert!(left.is_none_or(|waiter| was_told(&waiter)));
+            assert_nobody_waits(&cache);
+        });
+    }
+
+    #[test]
+    fn loom_a_pinned_way_is_not_emptied() {
+        model(3, || {
+            let cache = cache();
+            cache.unpin(filled(&cache, 1));
+            let others = [1, 2].map(|group| {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || visit(&cache, group))
+            });
+            let left = others.map(|other| other.join().unwrap());
+            assert!(left.iter().flatten().all(was_told));
+            assert_nobody_waits(&cache);
+        });
+    }
+
+    #[test]
+    fn loom_a_pin_that_was_taken_back_leaves_nobody_waiting() {
+        model(2, || {
+            let cache = cache();
+            let Pinned::Fill(way) = cache.pin(1, &waiter()) else {
+                unreachable!("the way is empty");
+            };
+            let pins = [1, 2].map(|group| {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || visit(&cache, group))
+            });
+            // Group 1 is pinned for a moment while it is being abandoned, and group 2 meets that.
+            cache.abandon(way);
+            let left = pins.map(|pin| pin.join().unwrap());
+            assert!(left.iter().flatten().all(was_told));
+            assert_nobody_waits(&cache);
+        });
+    }
+
+    #[test]
+    fn loom_a_marked_tuple_is_in_the_copy_of_a_flush_or_the_way_is_dirty_again() {
+        model(None, || {
+            let cache = cache();
+            let way = filled(&cache, 1);
+            cache.mark_dirty(way);
+            let writer = {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || {
+                    cache.set_tuple(way, 0, [7; 2]);
+                    cache.mark_dirty(way);
+                    cache.unpin(way);
+                })
+            };
+            assert_eq!(cache.pin_dirty(0, &waiter()), Some(Ok(way)));
+            cache.clear_dirty(way);
+            let mut copy = block(0);
+            cache.copy_tuples(way, &mut copy);
+            cache.unpin(way);
+            writer.join().unwrap();
+            let is_in_copy = copy.as_chunks().0.iter().all(|word| *word == 7_u64.to_be_bytes());
+            assert!(is_in_copy || cache.is_dirty(way));
+        });
+    }
+
+    #[test]
+    fn loom_a_tuple_is_written_back_before_its_way_is_emptied() {
+        model(3, || {
+            let cache = cache();
+            let way = filled(&cache, 1);
+            let writer = {
+                let cache = Arc::clone(&cache);
+                thread::spawn(move || {
+                    cache.set_tuple(way, 0, [7; 2]);
+                    cache.mark_dirty(way);
+                    cache.unpin(way);
+                })
+            };
+            let waiter = waiter();
+            match cache.pin(2, &waiter) {
+                Pinned::WriteBack(way) => {
+                    let mut copy = block(0);
+                    cache.copy_tuples(way, &mut copy);
+                    assert!(copy.as_chunks().0.iter().all(|word| *word == 7_u64.to_be_bytes()));
+                    cache.emptied(way, true);
+                    writer.join().unwrap();
+                }
+                Pinned::Wait => {
+                    writer.join().unwrap();
+                    assert!(was_told(&waiter));
+                }
+                other => unreachable!("the changed tuple is dropped: {other:?}"),
+            }
+            assert_nobody_waits(&cache);
+        });
+    }
+
+    #[test]
+    fn loom_a_flush_passes_no_way_whose_tuples_are_on_their_way_to_the_device() {
+        model(3, || {
+            let cache = cache();
+            let way = filled(&cache, 1);
+            cache.mark_dirty(way);
+            cache.unpin(way);
+            // Loom watches that the device has been written to when the flush goes on.
+            let device = Arc::new(UnsafeCell::new(()));
+            let flush = {
+                let (cache, device) = (Arc::clone(&cache), Arc::clone(&device));
+                thread::spawn(move || flush_first(&cache, &device))
+            };
+            let evictor = waiter();
+            match cache.pin(2, &evictor) {
+                Pinned::WriteBack(way) => {
+                    device.with_mut(|_| ());
+                    cache.emptied(way, true);
+                }
+                Pinned::Fill(way) => cache.abandon(way),
+                Pinned::Ready(_) => unreachable!("group 2 was never filled"),
+                Pinned::Wait => {
+                    flush.join().unwrap();
+                    assert!(was_told(&evictor));
+                    return;
+                }
+            }
+            assert!(flush.join().unwrap().is_none_or(|waiter| was_told(&waiter)));
+            assert_nobody_waits(&cache);
+        });
+    }
+
+    /// Does what a flush does with the first dirty way. Returns the waiter that was left behind.
+    fn flush_first(cache: &Cache, device: &UnsafeCell<()>) -> Option<Waiter> {
+        let waiter = waiter();
+        match cache.pin_dirty(0, &waiter) {
+            Some(Ok(way)) => {
+                cache.clear_dirty(way);
+                assert_holds(cache, way, 1);
+                cache.unpin(way);
+            }
+            Some(Err(_)) => return Some(waiter),
+            None => device.with(|_| ()),
+        }
+        None
+    }
+}

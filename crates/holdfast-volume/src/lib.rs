@@ -1,0 +1,28 @@
+//! The protected volume: a block device in which every sector carries protection information.
+//!
+//! A [`Volume`] is what all queues share: the geometry, the tuple cache, the claims on sectors, the
+//! counters. A [`Queue`] is one thread's way to it, a [`BlockDevice`](holdfast_bio::BlockDevice)
+//! around the queue of the device below. `docs/format.md` describes what is stored.
+
+#![forbid(unsafe_code)]
+
+mod cache;
+mod claims;
+mod client;
+mod error;
+mod flush;
+pub mod format;
+mod geometry;
+mod inbox;
+mod queue;
+mod raw;
+mod scrub;
+mod sync;
+mod volume;
+
+pub use client::Client;
+pub use error::VolumeError;
+pub use geometry::{Geometry, TUPLE_BLOCK};
+pub use queue::Queue;
+pub use scrub::{Scrub, ScrubReport};
+pub use volume::{CreateOptions, OpenOptions, Volume};

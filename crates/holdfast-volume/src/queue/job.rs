@@ -1,0 +1,215 @@
+//! A bio on its way through the volume.
+
+use holdfast_bio::{Bio, Error};
+use holdfast_iov::Memory;
+use holdfast_units::{BlockSize, to_usize};
+
+use crate::cache::Way;
+use crate::claims::{Mode, Sectors};
+use crate::geometry::Geometry;
+use crate::queue::flush::Lead;
+
+#[derive(Debug)]
+pub(super) struct Job {
+    /// The submitter's bio. Its memory is below while data are moved.
+    pub(super) bio: Bio,
+    pub(super) group: u64,
+    /// The sectors of the group that the range touches.
+    pub(super) sectors: Sectors,
+    pub(super) place: Place,
+    pub(super) step: Step,
+    /// How much of the whole sectors' data is moved, in bytes.
+    pub(super) done: u64,
+    /// The edge that is being read.
+    pub(super) edge: Edge,
+    /// The guards of what is being written, where the memory has no room for them.
+    pub(super) guards: Vec<u64>,
+}
+
+/// What a job holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place {
+    Nowhere,
+    Pinned(Way),
+    Claimed(Way, Mode),
+}
+
+/// What a job does next.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Pin the tuples of its group.
+    Pin,
+    /// Read them into this way.
+    Fill(Way),
+    /// Write those of another group back, which this way holds.
+    WriteBack(Way),
+    /// Claim its sectors.
+    Claim,
+    /// Begin what it is for.
+    Act,
+    /// Read a sector of which only a part is written.
+    Edge(Edge),
+    /// Move its data.
+    Data,
+    /// Wait for the device.
+    Below,
+    /// Wait for the device to clear what a write that failed may have left, and go on with the
+    /// range's sector `next`.
+    Mend { error: Error, next: usize },
+    /// Lead a flush.
+    Lead(Lead),
+    /// Wait for the flush that another leads.
+    Follow,
+}
+
+/// A sector of which only a part is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Edge {
+    Head,
+    Tail,
+}
+
+impl Job {
+    pub(super) fn new(bio: Bio, geometry: &Geometry) -> Self {
+        let sector = geometry.sector();
+        let in_group = geometry.group_data().offset_in(bio.offset);
+        let first = sector.count(in_group);
+        let end = sector.count(in_group + bio.len + sector.bytes() - 1);
+        Self {
+            group: geometry.group_of(bio.offset),
+            sectors: Sectors { first: to_usize(first), count: to_usize(end - first) },
+            place: Place::Nowhere,
+            step: Step::Pin,
+            done: 0,
+            edge: Edge::Head,
+            guards: Vec::new(),
+            bio,
+        }
+    }
+
+    /// Returns the way whose sectors are claimed.
+    pub(super) fn way(&self) -> Way {
+        match self.place {
+            Place::Claimed(way, _) => way,
+            Place::Pinned(_) | Place::Nowhere => unreachable!("the job has claimed its sectors"),
+        }
+    }
+
+    /// Returns where in its sector the range begins, in bytes.
+    pub(super) fn head(&self, sector: BlockSize) -> usize {
+        to_usize(sector.offset_in(self.bio.offset))
+    }
+
+    /// Returns where in its sector the range ends, in bytes; 0 at the end of the sector.
+    pub(super) fn tail(&self, sector: BlockSize) -> usize {
+        to_usize(sector.offset_in(self.bio.offset + self.bio.len))
+    }
+
+    /// Returns whether the sector at this edge is written only in part. A single sector with two
+    /// edges is taken care of as the head.
+    pub(super) fn has_edge(&self, edge: Edge, sector: BlockSize) -> bool {
+        let single = self.sectors.count == 1;
+        match edge {
+            Edge::Head => self.head(sector) != 0 || (single && self.tail(sector) != 0),
+            Edge::Tail => !single && self.tail(sector) != 0,
+        }
+    }
+
+    /// Returns the offset of the sector at this edge, in bytes of the volume.
+    pub(super) fn edge_offset(&self, edge: Edge, sector: BlockSize) -> u64 {
+        match edge {
+            Edge::Head => sector.align_down(self.bio.offset),
+            Edge::Tail => sector.align_down(self.bio.offset + self.bio.len),
+        }
+    }
+
+    /// Puts what is not written of the sector at this edge into the memory.
+    pub(super) fn merge_edge(&mut self, edge: Edge, sector: BlockSize, stored: &[u8]) {
+        let (head, tail) = (self.head(sector), self.tail(sector));
+        let (single, last) = (self.sectors.count == 1, self.sectors.count - 1);
+        let Memory::Buffer(buffer) = &mut self.bio.memory else {
+            unreachable!("memory without room for whole sectors has no edges");
+        };
+        let at = if edge == Edge::Head { 0 } else { last * sector.len() };
+        let target = &mut buffer.as_mut_slice()[at..][..sector.len()];
+        if edge == Edge::Head {
+            target[..head].copy_from_slice(&stored[..head]);
+        }
+        if tail != 0 && (edge == Edge::Tail || single) {
+            target[tail..].copy_from_slice(&stored[tail..sector.len()]);
+        }
+    }
+}
+
+/// What a bio below is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Token {
+    pub(super) part: Part,
+    pub(super) job: usize,
+    pub(super) way: Option<Way>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Fill,
+    WriteBack,
+    Edge,
+    Reserve,
+    Data,
+    Mend,
+    Zero,
+    FlushTuples,
+    FlushSuperblock,
+    FlushDevice,
+}
+
+impl Part {
+    const ALL: [Self; 10] = [
+        Self::Fill,
+        Self::WriteBack,
+        Self::Edge,
+        Self::Reserve,
+        Self::Data,
+        Self::Mend,
+        Self::Zero,
+        Self::FlushTuples,
+        Self::FlushSuperblock,
+        Self::FlushDevice,
+    ];
+}
+
+impl Token {
+    const JOB_BITS: u32 = 24;
+    const WAY_BITS: u32 = 36;
+
+    /// Puts the token into a bio's number: 4 bits of part, 24 of job, 36 of way and one.
+    pub(super) fn encode(self) -> u64 {
+        let part = self.part as u64;
+        let job = self.job as u64;
+        let way = self.way.map_or(0, |way| way.index() as u64 + 1);
+        debug_assert!(job < 1 << Self::JOB_BITS && way < 1 << Self::WAY_BITS);
+        part << (Self::JOB_BITS + Self::WAY_BITS) | job << Self::WAY_BITS | way
+    }
+
+    pub(super) fn decode(number: u64) -> Self {
+        let part = to_usize(number >> (Self::JOB_BITS + Self::WAY_BITS));
+        let job = to_usize(number >> Self::WAY_BITS & ((1 << Self::JOB_BITS) - 1));
+        let way = to_usize(number & ((1 << Self::WAY_BITS) - 1));
+        Self { part: Part::ALL[part], job, way: way.checked_sub(1).map(Way::at) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_survives_its_number() {
+        for part in Part::ALL {
+            for way in [None, Some(Way::at(0)), Some(Way::at(1 << 30))] {
+                let token = Token { part, job: (1 << 24) - 1, way };
+                assert_eq!(Token::decode(token.encode()), token);
+            }
+        }
+    }
+}

@@ -1,0 +1,546 @@
+//! One thread's way to a volume: the engine that takes a bio through its steps.
+//!
+//! Each bio is a [`Job`]. It pins the tuples of its group, which may have to be read first, claims
+//! its sectors, moves its data, verifies or stores the tuples, and gives everything up. A step that
+//! cannot be done now leaves the job where it is, and whoever makes the step possible says so.
+//!
+//! The transfers below may be short and may end in any order.
+
+mod flush;
+mod job;
+mod read;
+mod write;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, GuardLimits, Limits, Op};
+use holdfast_iov::{BUFFER_MAX, BUFFER_MIN, Buffer, Memory, Pool};
+use holdfast_units::{BlockSize, to_u64, to_usize};
+use slab::Slab;
+
+use self::job::{Job, Part, Place, Step, Token};
+use crate::cache::Pinned;
+use crate::claims::Mode;
+use crate::geometry::TUPLE_BLOCK;
+use crate::inbox::{Inbox, Note, Waiter};
+use crate::volume::Volume;
+
+/// A queue of a volume, in one thread.
+pub struct Queue<D: BlockDevice> {
+    volume: Arc<Volume>,
+    device: D,
+    limits: Limits,
+    jobs: Slab<Job>,
+    inbox: Arc<Inbox>,
+    notes: Vec<Note>,
+    /// Buffers for tuple blocks and for the edges of partly written sectors. Nobody waits for
+    /// anything else while holding one but for the device, so there is always one again.
+    scratch: Pool,
+    /// Jobs that wait for a scratch buffer.
+    hungry: VecDeque<usize>,
+    /// Bios that found the device's queue full.
+    backlog: VecDeque<Bio>,
+    below: Vec<Ended>,
+    ended: Vec<Ended>,
+    /// Room for guards of memory that has none.
+    guards: Vec<u64>,
+}
+
+impl<D: BlockDevice + fmt::Debug> fmt::Debug for Queue<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("device", &self.device)
+            .field("jobs", &self.jobs.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<D: BlockDevice> Queue<D> {
+    /// Scratch buffers: one for each of so many reads and writes of tuples at a time.
+    const SCRATCH: usize = 128;
+
+    /// Opens a queue of `volume` over `device`, a queue of the device that the volume is on.
+    /// `notify` wakes the thread in which the queue is used; it is called from other threads.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub fn new(
+        volume: &Arc<Volume>,
+        device: D,
+        notify: impl Fn() + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
+        let (geometry, below) = (volume.geometry(), device.limits());
+        let guards =
+            GuardLimits { kind: volume.protection().kind, interval: geometry.sector().len() };
+        let limits = Limits {
+            capacity: geometry.capacity(),
+            sector: geometry.sector(),
+            granularity: BlockSize::SECTOR,
+            memory_alignment: below.memory_alignment,
+            bytes_max: below.bytes_max.min(BUFFER_MAX),
+            boundary: Some(geometry.group_data()),
+            stable_pages: true,
+            guards: Some(guards),
+            read_only: volume.is_read_only(),
+        };
+        Ok(Self {
+            volume: Arc::clone(volume),
+            device,
+            limits,
+            jobs: Slab::new(),
+            inbox: Inbox::new(Box::new(notify)),
+            notes: Vec::new(),
+            scratch: Pool::new(Self::SCRATCH * BUFFER_MIN)?,
+            hungry: VecDeque::new(),
+            backlog: VecDeque::new(),
+            below: Vec::new(),
+            ended: Vec::new(),
+            guards: Vec::new(),
+        })
+    }
+
+    /// Returns the volume.
+    pub const fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    /// Returns whether a queue of another thread has left something to be done here: reap before
+    /// sleeping.
+    pub fn has_notes(&self) -> bool {
+        self.inbox.is_filled() || !self.ended.is_empty()
+    }
+
+    /// Returns how many bios are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Waits until nothing is in flight. What ended can be reaped.
+    pub fn drain(&mut self) {
+        while !self.jobs.is_empty() {
+            self.device.wait();
+            self.turn();
+            if self.jobs.is_empty() {
+                break;
+            }
+            // What we wait for may be in another thread's hands.
+            std::thread::yield_now();
+        }
+    }
+
+    fn waiter(&self, job: usize) -> Waiter {
+        Waiter { inbox: Arc::clone(&self.inbox), job }
+    }
+
+    /// Checks what the submitter promised. What it did not keep is its own bug or a client's.
+    fn check(&self, bio: &Bio) -> Result<(), Error> {
+        if bio.op == Op::Flush {
+            return Ok(());
+        }
+        let Bio { op, offset, len, .. } = *bio;
+        self.limits.check(offset, len)?;
+        if op.is_write() && self.limits.read_only {
+            return Err(Error::ReadOnly);
+        }
+        let range = Error::Range { offset, len };
+        if len == 0 {
+            return Err(range);
+        }
+        let head = to_usize(self.limits.sector.offset_in(offset));
+        let whole = self.limits.whole_sectors(offset, len);
+        let fits = match (op, &bio.memory) {
+            (Op::Read | Op::Write, Memory::Buffer(buffer)) => {
+                bio.start == head && whole <= buffer.len() && whole <= self.limits.bytes_max
+            }
+            (Op::Read, Memory::Iov(iter)) if !iter.is_writable() => return Err(Error::Unsupported),
+            (Op::Read | Op::Write, Memory::Iov(iter)) => {
+                to_u64(whole) == len && bio.start == 0 && to_u64(iter.count()) == len
+            }
+            (Op::Map, Memory::Buffer(buffer)) => {
+                to_u64(whole) == len && buffer.len() >= whole / self.limits.sector.len()
+            }
+            (Op::Zero { .. } | Op::Discard, _) => to_u64(whole) == len,
+            _ => return Err(Error::Unsupported),
+        };
+        if fits { Ok(()) } else { Err(range) }
+    }
+
+    /// Takes a job on from the step that it is at, until it has to wait.
+    fn proceed(&mut self, key: usize) {
+        loop {
+            // A flush goes on when one of its writes ends, too, so that a note for it may be late.
+            // For another job that has its number by now it is one try too many.
+            let Some(job) = self.jobs.get(key) else { return };
+            let goes_on = match job.step {
+                Step::Pin => self.pin(key),
+                Step::Fill(_) | Step::WriteBack(_) | Step::Edge(_) => self.use_scratch(key),
+                Step::Claim => self.claim(key),
+                Step::Act => self.act(key),
+                Step::Data => {
+                    self.send_data(key);
+                    false
+                }
+                Step::Lead(_) => {
+                    self.lead(key);
+                    false
+                }
+                Step::Below | Step::Mend { .. } | Step::Follow => false,
+            };
+            if !goes_on {
+                break;
+            }
+        }
+    }
+
+    fn pin(&mut self, key: usize) -> bool {
+        let waiter = self.waiter(key);
+        let job = &mut self.jobs[key];
+        match self.volume.cache.pin(job.group, &waiter) {
+            Pinned::Ready(way) => {
+                job.place = Place::Pinned(way);
+                job.step = Step::Claim;
+            }
+            Pinned::Fill(way) => job.step = Step::Fill(way),
+            Pinned::WriteBack(way) => job.step = Step::WriteBack(way),
+            Pinned::Wait => return false,
+        }
+        true
+    }
+
+    fn claim(&mut self, key: usize) -> bool {
+        let waiter = self.waiter(key);
+        let job = &mut self.jobs[key];
+        let Place::Pinned(way) = job.place else {
+            unreachable!("a job pins its way before it claims sectors");
+        };
+        let shared = matches!(job.bio.op, Op::Read | Op::Map);
+        let mode = if shared { Mode::Shared } else { Mode::Exclusive };
+        if !self.volume.cache.claim(way, job.sectors, mode, &waiter) {
+            return false;
+        }
+        job.place = Place::Claimed(way, mode);
+        job.step = Step::Act;
+        true
+    }
+
+    /// Starts what the bio is for.
+    fn act(&mut self, key: usize) -> bool {
+        match self.jobs[key].bio.op {
+            Op::Read => self.jobs[key].step = Step::Data,
+            Op::Write => return self.begin_write(key),
+            Op::Zero { .. } | Op::Discard => self.begin_zero(key),
+            Op::Map => self.map(key),
+            Op::Flush | Op::Allocate => unreachable!("a flush claims nothing, `check` refuses"),
+        }
+        self.jobs.get(key).is_some_and(|job| matches!(job.step, Step::Data))
+    }
+
+    /// Answers which sectors hold data.
+    fn map(&mut self, key: usize) {
+        let job = &mut self.jobs[key];
+        let (way, sectors) = (job.way(), job.sectors);
+        let buffer = job.bio.memory.buffer_mut().expect("`check` saw a buffer");
+        let answers = buffer.as_mut_slice();
+        for (answer, sector) in answers.iter_mut().zip(sectors.first..sectors.first + sectors.count)
+        {
+            *answer = u8::from(self.volume.cache.tuple(way, sector) != [0, 0]);
+        }
+        self.finish(key, Ok(()));
+    }
+
+    /// Does a step that needs a scratch buffer, or waits for one.
+    fn use_scratch(&mut self, key: usize) -> bool {
+        let Some(buffer) = self.scratch.take(TUPLE_BLOCK) else {
+            self.hungry.push_back(key);
+            return false;
+        };
+        let geometry = *self.volume.geometry();
+        let step = std::mem::replace(&mut self.jobs[key].step, Step::Below);
+        match step {
+            Step::Fill(way) => {
+                let at = geometry.tuples_at(self.jobs[key].group);
+                let token = Token { part: Part::Fill, job: key, way: Some(way) };
+                self.send(token, Op::Read, at, TUPLE_BLOCK, buffer);
+            }
+            Step::WriteBack(way) => {
+                let at = geometry.tuples_at(self.volume.cache.group(way));
+                let buffer = self.copy_tuples(way, buffer);
+                let token = Token { part: Part::WriteBack, job: key, way: Some(way) };
+                self.send(token, Op::Write, at, TUPLE_BLOCK, buffer);
+            }
+            Step::Edge(edge) => {
+                let at = geometry.data_at(self.jobs[key].edge_offset(edge, self.limits.sector));
+                let token = Token { part: Part::Edge, job: key, way: None };
+                self.jobs[key].edge = edge;
+                self.send(token, Op::Read, at, self.limits.sector.len(), buffer);
+            }
+            _ => unreachable!("other steps need no scratch buffer"),
+        }
+        false
+    }
+
+    fn copy_tuples(&self, way: crate::cache::Way, mut buffer: Buffer) -> Buffer {
+        self.volume.cache.copy_tuples(way, &mut buffer.as_mut_slice()[..TUPLE_BLOCK]);
+        buffer
+    }
+
+    fn send(&mut self, token: Token, op: Op, offset: u64, len: usize, buffer: Buffer) {
+        let bio = Bio::new(op, offset, to_u64(len), Memory::Buffer(buffer));
+        self.send_bio(bio.with_user(token.encode()));
+    }
+
+    fn send_bio(&mut self, bio: Bio) {
+        if let Err(bio) = self.device.submit(bio) {
+            self.backlog.push_back(bio);
+        }
+    }
+
+    /// Moves what is left of the job's data between its memory and the device.
+    fn send_data(&mut self, key: usize) {
+        let geometry = self.volume.geometry();
+        let job = &mut self.jobs[key];
+        job.step = Step::Below;
+        let first = self.limits.sector.align_down(job.bio.offset);
+        let whole = to_u64(self.limits.whole_sectors(job.bio.offset, job.bio.len));
+        let (done, memory) = (job.done, std::mem::take(&mut job.bio.memory));
+        let mut bio = Bio::new(job.bio.op, geometry.data_at(first) + done, whole - done, memory);
+        bio.start = to_usize(done);
+        if let Memory::Iov(iter) = &mut bio.memory {
+            iter.advance(to_usize(done));
+            bio.start = 0;
+        }
+        let token = Token { part: Part::Data, job: key, way: None };
+        self.send_bio(bio.with_user(token.encode()));
+    }
+
+    /// Does everything that can be done now.
+    fn turn(&mut self) {
+        for _ in 0..self.backlog.len() {
+            let Some(bio) = self.backlog.pop_front() else { break };
+            self.send_bio(bio);
+        }
+        let mut below = std::mem::take(&mut self.below);
+        self.device.reap(&mut below);
+        for ended in below.drain(..) {
+            self.ended_below(ended);
+        }
+        self.below = below;
+        self.read_notes();
+        for _ in 0..self.hungry.len() {
+            let Some(key) = self.hungry.pop_front() else { break };
+            self.proceed(key);
+        }
+    }
+
+    fn read_notes(&mut self) {
+        while self.inbox.is_filled() {
+            let mut notes = std::mem::take(&mut self.notes);
+            self.inbox.take(&mut notes);
+            for note in notes.drain(..) {
+                match note {
+                    Note::Retry(key) => self.proceed(key),
+                    Note::Flushed(key, result) => self.finish_flushed(key, result),
+                    Note::Lead(key) => self.begin_lead(key),
+                }
+            }
+            self.notes = notes;
+        }
+    }
+
+    fn ended_below(&mut self, ended: Ended) {
+        let token = Token::decode(ended.bio.user);
+        let key = token.job;
+        match token.part {
+            Part::Fill => self.filled(token, ended),
+            Part::WriteBack => self.written_back(token, ended),
+            Part::Edge => self.edge_read(key, ended),
+            Part::Reserve => self.reserved(key, ended.result),
+            Part::Data => self.data_moved(key, ended),
+            Part::Mend => self.mended(key, ended),
+            Part::Zero => self.zeroed(key, ended),
+            Part::FlushTuples => self.flush_tuples_written(token, ended),
+            Part::FlushSuperblock => self.flush_superblock_written(key, ended),
+            Part::FlushDevice => self.flush_device_done(key, ended.result),
+        }
+    }
+
+    /// Sends the rest of a scratch transfer that was short. `None` when it was; otherwise its end.
+    fn complete(&mut self, mut ended: Ended) -> Option<Ended> {
+        let whole = ended.bio.start + to_usize(ended.bio.len);
+        match ended.result {
+            Ok(0) => ended.result = Err(Error::IO),
+            Ok(moved) if moved < ended.bio.len => {
+                ended.bio.offset += moved;
+                ended.bio.len -= moved;
+                ended.bio.start = whole - to_usize(ended.bio.len);
+                self.send_bio(ended.bio);
+                return None;
+            }
+            _ => {}
+        }
+        Some(ended)
+    }
+
+    fn filled(&mut self, token: Token, ended: Ended) {
+        let Some(ended) = self.complete(ended) else { return };
+        let (key, way) = (token.job, token.way.expect("a fill has a way"));
+        match (ended.result, ended.bio.memory.buffer()) {
+            (Ok(_), Some(buffer)) => {
+                self.volume.cache.filled(way, &buffer.as_slice()[..TUPLE_BLOCK]);
+                let job = &mut self.jobs[key];
+                (job.place, job.step) = (Place::Pinned(way), Step::Claim);
+                drop(ended);
+                self.proceed(key);
+            }
+            (result, _) => {
+                self.volume.cache.abandon(way);
+                self.finish(key, Err(result.err().unwrap_or(Error::IO)));
+            }
+        }
+    }
+
+    fn written_back(&mut self, token: Token, ended: Ended) {
+        let Some(ended) = self.complete(ended) else { return };
+        let way = token.way.expect("a write-back has a way");
+        self.volume.cache.emptied(way, ended.result.is_ok());
+        match ended.result {
+            Ok(_) => {
+                self.jobs[token.job].step = Step::Pin;
+                drop(ended);
+                self.proceed(token.job);
+            }
+            Err(error) => self.finish(token.job, Err(error)),
+        }
+    }
+
+    fn data_moved(&mut self, key: usize, ended: Ended) {
+        let Ended { bio, result } = ended;
+        let job = &mut self.jobs[key];
+        job.bio.memory = bio.memory;
+        if let Memory::Iov(iter) = &mut job.bio.memory {
+            iter.revert(to_usize(job.done));
+        }
+        let whole = to_u64(self.limits.whole_sectors(job.bio.offset, job.bio.len));
+        let result = match result {
+            Ok(0) => Err(Error::IO),
+            Ok(moved) => {
+                job.done += moved;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        if result.is_ok() && job.done < whole {
+            return self.send_data(key);
+        }
+        match job.bio.op {
+            Op::Read => {
+                let result = result.and_then(|()| self.verify(key));
+                self.finish(key, result);
+            }
+            _ => self.data_written(key, result),
+        }
+    }
+
+    /// Gives up what the job holds, and ends it or makes it durable first.
+    fn finish(&mut self, key: usize, result: Result<(), Error>) {
+        let job = &mut self.jobs[key];
+        match std::mem::replace(&mut job.place, Place::Nowhere) {
+            Place::Claimed(way, mode) => self.volume.cache.release(way, job.sectors, mode),
+            Place::Pinned(way) => self.volume.cache.unpin(way),
+            Place::Nowhere => {}
+        }
+        if result.is_ok() && job.bio.fua && job.bio.op.is_write() {
+            return self.join_flush(key);
+        }
+        self.end(key, result);
+    }
+
+    fn end(&mut self, key: usize, result: Result<(), Error>) {
+        let job = self.jobs.remove(key);
+        let len = job.bio.len;
+        self.ended.push(Ended { bio: job.bio, result: result.map(|()| len) });
+    }
+}
+
+impl<D: BlockDevice> BlockDevice for Queue<D> {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
+        if let Err(error) = self.check(&bio) {
+            self.ended.push(Ended { bio, result: Err(error) });
+            return Ok(());
+        }
+        let is_flush = bio.op == Op::Flush;
+        let key = self.jobs.insert(Job::new(bio, self.volume.geometry()));
+        if is_flush {
+            self.join_flush(key);
+        } else {
+            self.proceed(key);
+        }
+        Ok(())
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended>) {
+        self.turn();
+        ended.append(&mut self.ended);
+    }
+
+    fn wait(&mut self) {
+        if !self.has_notes() {
+            self.device.wait();
+        }
+    }
+
+    fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
+        let geometry = self.volume.geometry();
+        let group = geometry.group_of(offset);
+        let found = self.device.data_after(geometry.tuples_at(group))?;
+        Ok(found
+            .map(|position| geometry.first_offset_from(position).max(offset))
+            .filter(|&offset| offset < geometry.capacity()))
+    }
+}
+
+impl<D: BlockDevice> Drop for Queue<D> {
+    fn drop(&mut self) {
+        // Others may wait for what our jobs hold. After a panic in a thread with several queues the
+        // jobs may wait for each other, and nobody is left to go on with the others'.
+        if !std::thread::panicking() {
+            self.drain();
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{CreateOptions, OpenOptions};
+    use holdfast_checksum::GuardKind;
+    use holdfast_device::MemoryDevice;
+
+    #[test]
+    fn a_late_note_for_a_job_that_has_ended_does_nothing() {
+        let options = CreateOptions {
+            capacity: 1 << 20,
+            sector: BlockSize::PAGE,
+            guard: GuardKind::Crc16,
+            application_tag: CreateOptions::APPLICATION_TAG,
+        };
+        let mut device = MemoryDevice::new(8 << 20);
+        Volume::create(&mut device, &options).unwrap();
+        let volume = Volume::open(&mut device, &OpenOptions::default()).unwrap();
+        let mut queue = Queue::new(&volume, device, || {}).unwrap();
+        queue.submit(Bio::flush()).unwrap();
+        queue.drain();
+        queue.waiter(0).retry();
+        queue.hungry.push_back(0);
+        let mut ended = Vec::new();
+        queue.reap(&mut ended);
+        assert_eq!(ended.len(), 1);
+    }
+}

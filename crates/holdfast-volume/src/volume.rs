@@ -1,0 +1,465 @@
+//! What all queues of a volume share.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use holdfast_bio::{BlockDevice, Error, Mismatch, Op, Tag};
+use holdfast_checksum::{GuardKind, checksum};
+use holdfast_integrity::{Protection, Tuple};
+use holdfast_iov::{BUFFER_MIN, Buffer, Pool};
+use holdfast_units::BlockSize;
+use zerocopy::IntoBytes;
+
+use crate::cache::Cache;
+use crate::error::VolumeError;
+use crate::flush::FlushGate;
+use crate::format::{
+    ErrorCounts, FormatError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, Superblock, features,
+};
+use crate::geometry::Geometry;
+use crate::raw;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
+
+/// What a new volume is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// The size of the disk that the volume presents, in bytes.
+    pub capacity: u64,
+    /// The size of a sector: 512 or 4096 bytes.
+    pub sector: BlockSize,
+    /// The kind of guard.
+    pub guard: GuardKind,
+    /// The application tag of every sector, neither 0 nor 0xffff.
+    pub application_tag: u16,
+}
+
+impl CreateOptions {
+    /// The application tag of those who do not choose one: "HF".
+    pub const APPLICATION_TAG: u16 = 0x4846;
+
+    /// Returns where everything will be.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the options.
+    pub fn geometry(&self) -> Result<Geometry, VolumeError> {
+        let &Self { capacity, sector, guard, application_tag: tag } = self;
+        if tag == 0 || tag == Protection::ESCAPE {
+            return Err(VolumeError::ApplicationTag { tag });
+        }
+        Geometry::new(capacity, sector, guard).ok_or(VolumeError::Capacity { capacity, sector })
+    }
+}
+
+/// How a volume is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// How many bytes of tuples may be kept in memory.
+    pub cache_bytes: usize,
+    /// Take no writes, and change nothing of what is stored.
+    pub read_only: bool,
+}
+
+impl OpenOptions {
+    /// The size of the tuple cache of those who do not choose one: 64 MiB.
+    pub const CACHE_BYTES: usize = 64 << 20;
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { cache_bytes: Self::CACHE_BYTES, read_only: false }
+    }
+}
+
+/// An open volume. Each thread that uses it has a [`Queue`](crate::Queue) of its own.
+#[derive(Debug)]
+pub struct Volume {
+    geometry: Geometry,
+    protection: Protection,
+    read_only: bool,
+    was_clean: bool,
+    zero_guard: u64,
+    pub(crate) cache: Cache,
+    pub(crate) flush: FlushGate,
+    superblock: Mutex<Superblock>,
+    counters: Counters,
+    /// The sectors that were reported, so that one that is read again and again fills no log.
+    reported: Mutex<BTreeSet<u64>>,
+    /// A flush of the device has failed.
+    flush_failed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    guard: AtomicU64,
+    application: AtomicU64,
+    reference: AtomicU64,
+    unwritten: AtomicU64,
+    /// They are newer than those in the superblock.
+    changed: AtomicBool,
+}
+
+impl Volume {
+    /// The most sectors that are remembered as reported.
+    const REPORTED_MAX: usize = 4096;
+
+    /// Makes `device` an empty volume. Takes no time whatever the size: what was never written is
+    /// a hole.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the options, or what the device said.
+    pub fn create<D: BlockDevice>(
+        device: &mut D,
+        options: &CreateOptions,
+    ) -> Result<(), VolumeError> {
+        let geometry = options.geometry()?;
+        let (limits, sector) = (device.limits(), options.sector);
+        if limits.granularity > sector {
+            return Err(VolumeError::Sector { sector, block: limits.granularity });
+        }
+        let (needed, found) = (geometry.device_len(), limits.capacity);
+        if needed > found {
+            return Err(VolumeError::TooSmall { needed, found });
+        }
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let mut superblock = Superblock {
+            uuid: uuid::Uuid::new_v4().into_bytes(),
+            sequence: 0,
+            clean: true,
+            read_only: false,
+            compatible: features::COMPATIBLE,
+            read_only_compatible: features::READ_ONLY_COMPATIBLE,
+            guard: options.guard,
+            application_tag: options.application_tag,
+            geometry,
+            created: since_1970.map_or(0, |time| time.as_secs()),
+            errors: ErrorCounts::default(),
+        };
+        for copy in 0..SUPERBLOCK_OFFSETS.len() {
+            superblock.sequence += 1;
+            write_superblock(device, &superblock, copy)?;
+        }
+        sync_device(device)
+    }
+
+    /// Opens the volume on `device`. One superblock that is corrupt is replaced from the other,
+    /// unless nothing may be written. A device that is refused is left as it is.
+    ///
+    /// # Errors
+    ///
+    /// Why it is no volume, or none that can be opened like this, or what the device said.
+    pub fn open<D: BlockDevice>(
+        device: &mut D,
+        options: &OpenOptions,
+    ) -> Result<Arc<Self>, VolumeError> {
+        let read_only = options.read_only;
+        let Found { mut superblock, corrupt } = read_superblock(device)?;
+        let was_clean = superblock.clean;
+        if superblock.read_only && !read_only {
+            let bits = superblock.read_only_compatible & !features::READ_ONLY_COMPATIBLE;
+            return Err(VolumeError::ReadOnlyFeatures { bits });
+        }
+        let geometry = superblock.geometry;
+        let (sector, limits) = (geometry.sector(), device.limits());
+        if limits.granularity > sector {
+            return Err(VolumeError::Sector { sector, block: limits.granularity });
+        }
+        if read_only {
+            warn_of_corrupt(corrupt.as_ref());
+        } else {
+            superblock.clean = false;
+            if let Some((copy, error)) = &corrupt {
+                superblock.sequence += 1;
+                write_superblock(device, &superblock, *copy)?;
+                // From here on there are two again, of which one may be torn.
+                sync_device(device)?;
+                tracing::warn!("{} was replaced from the other: {error}", copy_name(*copy));
+            }
+            rewrite_superblock(device, &mut superblock)?;
+            sync_device(device)?;
+        }
+        Ok(Arc::new(Self::assemble(superblock, options, was_clean)))
+    }
+
+    fn assemble(superblock: Superblock, options: &OpenOptions, was_clean: bool) -> Self {
+        let geometry = superblock.geometry;
+        let (sectors, tuple_words) = (geometry.sectors_of_group(), geometry.tuple_words());
+        let counters = Counters::default();
+        counters.guard.store(superblock.errors.guard, Ordering::Relaxed);
+        counters.application.store(superblock.errors.application, Ordering::Relaxed);
+        counters.reference.store(superblock.errors.reference, Ordering::Relaxed);
+        counters.unwritten.store(superblock.errors.unwritten, Ordering::Relaxed);
+        Self {
+            geometry,
+            protection: superblock.protection(),
+            read_only: options.read_only,
+            was_clean,
+            zero_guard: checksum(superblock.guard, &vec![0; geometry.sector().len()]),
+            cache: Cache::new(options.cache_bytes, sectors, tuple_words),
+            flush: FlushGate::default(),
+            superblock: Mutex::new(superblock),
+            counters,
+            reported: Mutex::default(),
+            flush_failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Reads what the superblock says, without opening the volume.
+    ///
+    /// # Errors
+    ///
+    /// Why it is no volume, or what the device said.
+    pub fn peek<D: BlockDevice>(device: &mut D) -> Result<Superblock, VolumeError> {
+        let Found { superblock, corrupt } = read_superblock(device)?;
+        warn_of_corrupt(corrupt.as_ref());
+        Ok(superblock)
+    }
+
+    /// Marks the volume as closed, after everything was flushed and all other queues are gone.
+    ///
+    /// # Errors
+    ///
+    /// What the device said; the volume is then not marked.
+    pub fn close<D: BlockDevice>(&self, device: &mut D) -> Result<(), VolumeError> {
+        if self.read_only || self.flush_failed() {
+            return Ok(());
+        }
+        let mut superblock = self.next_superblock();
+        superblock.clean = true;
+        rewrite_superblock(device, &mut superblock)?;
+        sync_device(device)
+    }
+
+    /// Returns where everything is.
+    pub const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Returns how sectors are protected.
+    pub const fn protection(&self) -> &Protection {
+        &self.protection
+    }
+
+    /// Returns whether no writes are taken.
+    pub const fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Returns whether the volume had been closed before it was opened. If not, sectors that were
+    /// written shortly before it went down may not match their tuples.
+    pub const fn was_clean(&self) -> bool {
+        self.was_clean
+    }
+
+    /// Returns how much memory the tuple cache may take, in bytes.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
+    /// Returns the mismatches that were met since the volume was created.
+    pub fn errors(&self) -> ErrorCounts {
+        ErrorCounts {
+            guard: self.counters.guard.load(Ordering::Relaxed),
+            application: self.counters.application.load(Ordering::Relaxed),
+            reference: self.counters.reference.load(Ordering::Relaxed),
+            unwritten: self.counters.unwritten.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Returns whether mismatches were met that the superblock does not count yet. The next flush
+    /// stores them.
+    pub fn has_news(&self) -> bool {
+        self.counters.changed.load(Ordering::Relaxed) && !self.read_only
+    }
+
+    /// Says that the counters were not stored after all.
+    pub(crate) fn keep_news(&self) {
+        self.counters.changed.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts a corrupt sector, and logs it if it is met for the first time.
+    pub(crate) fn report(&self, mismatch: &Mismatch) {
+        let counter = match mismatch.tag {
+            Tag::Guard => &self.counters.guard,
+            Tag::Application => &self.counters.application,
+            Tag::Reference => &self.counters.reference,
+            Tag::Unwritten => &self.counters.unwritten,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.counters.changed.store(true, Ordering::Relaxed);
+        let mut reported = lock(&self.reported);
+        if reported.len() < Self::REPORTED_MAX && reported.insert(mismatch.lba) {
+            // A target of its own, for those who report corrupt sectors themselves.
+            tracing::error!(target: "holdfast::corrupt", "{mismatch}");
+        }
+    }
+
+    /// Forgets that sectors were reported, because they have been written anew.
+    pub(crate) fn forget_reported(&self, first: u64, count: u64) {
+        // Relaxed: a corrupt sector that is being written is logged once more at the worst.
+        if self.counters.changed.load(Ordering::Relaxed) {
+            let mut reported = lock(&self.reported);
+            let rewritten: Vec<u64> = reported.range(first..first + count).copied().collect();
+            for lba in rewritten {
+                reported.remove(&lba);
+            }
+        }
+    }
+
+    /// Returns the stored words of the tuple of sector `lba` with this guard.
+    pub(crate) fn tuple_words(&self, lba: u64, guard: u64) -> [u64; 2] {
+        self.protection.tuple(lba, guard).to_words(self.protection.kind)
+    }
+
+    /// Checks the stored words of sector `lba` against the checksum of its data. `is_zero` is asked
+    /// whether a sector that was never written consists of zeros.
+    pub(crate) fn check(
+        &self,
+        lba: u64,
+        guard: u64,
+        words: [u64; 2],
+        is_zero: impl FnOnce() -> bool,
+    ) -> Result<(), Mismatch> {
+        if words != [0, 0] {
+            let stored = Tuple::from_words(self.protection.kind, words);
+            return self.protection.check(lba, guard, stored);
+        }
+        let expected = self.zero_guard;
+        if guard == expected && is_zero() {
+            return Ok(());
+        }
+        Err(Mismatch { tag: Tag::Unwritten, lba, expected, found: guard })
+    }
+
+    pub(crate) fn flush_failed(&self) -> bool {
+        self.flush_failed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_flush_failed(&self) {
+        self.flush_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the superblock with the present counters, and remembers it as the last.
+    pub(crate) fn next_superblock(&self) -> Superblock {
+        self.counters.changed.store(false, Ordering::Relaxed);
+        let mut superblock = lock(&self.superblock);
+        superblock.sequence += 1;
+        superblock.errors = self.errors();
+        superblock.clone()
+    }
+
+    /// Returns where the next superblock goes and fills `target` with it. The copies take turns, so
+    /// that a torn write leaves the other.
+    pub(crate) fn encode_next_superblock(&self, target: &mut [u8]) -> u64 {
+        let superblock = self.next_superblock();
+        let copy = superblock.sequence % 2;
+        let raw = superblock.to_raw(u32::try_from(copy).expect("0 or 1"));
+        target.copy_from_slice(raw.as_bytes());
+        SUPERBLOCK_OFFSETS[holdfast_units::to_usize(copy)]
+    }
+}
+
+fn device_error(what: &'static str) -> impl Fn(Error) -> VolumeError {
+    move |source| VolumeError::Device { what, source }
+}
+
+fn scratch() -> Result<Buffer, VolumeError> {
+    let pool = Pool::new(BUFFER_MIN)
+        .map_err(|error| VolumeError::Device { what: "get memory", source: Error::from(&error) })?;
+    Ok(pool.take(SUPERBLOCK_LEN).expect("a new pool has a buffer"))
+}
+
+/// What the two superblocks say.
+struct Found {
+    /// The newer good one.
+    superblock: Superblock,
+    /// Which copy is corrupt, and how, if one is.
+    corrupt: Option<(usize, FormatError)>,
+}
+
+const fn copy_name(copy: usize) -> &'static str {
+    if copy == 0 { "the first superblock" } else { "the second superblock" }
+}
+
+fn warn_of_corrupt(corrupt: Option<&(usize, FormatError)>) {
+    if let Some((copy, error)) = corrupt {
+        tracing::warn!("{} cannot be used, the other is: {error}", copy_name(*copy));
+    }
+}
+
+/// Reads both superblocks and takes the newer good one.
+fn read_superblock<D: BlockDevice>(device: &mut D) -> Result<Found, VolumeError> {
+    let found = device.limits().capacity;
+    let [first, second] = [0, 1].map(|copy| read_copy(device, copy));
+    let (superblock, corrupt) = match (first?, second?) {
+        (Ok(first), Ok(second)) => {
+            (if first.sequence >= second.sequence { first } else { second }, None)
+        }
+        // What a newer program wrote is not corrupt.
+        (Ok(_), Err(error)) | (Err(error), Ok(_)) if error.is_newer() => return Err(error.into()),
+        (Ok(good), Err(error)) => (good, Some((1, error))),
+        (Err(error), Ok(good)) => (good, Some((0, error))),
+        // A version or a feature that is too new is so in both copies, and so is a foreign file.
+        (Err(first), Err(second)) if first == second => return Err(first.into()),
+        (Err(first @ FormatError::Foreign { .. }), Err(FormatError::Foreign { .. })) => {
+            return Err(first.into());
+        }
+        (Err(first), Err(second)) => return Err(VolumeError::Superblocks { first, second }),
+    };
+    let expected = superblock.geometry.device_len();
+    if expected > found {
+        return Err(FormatError::Truncated { expected, found }.into());
+    }
+    Ok(Found { superblock, corrupt })
+}
+
+/// Reads one superblock. The outer error is the device's.
+fn read_copy<D: BlockDevice>(
+    device: &mut D,
+    copy: usize,
+) -> Result<Result<Superblock, FormatError>, VolumeError> {
+    let offset = SUPERBLOCK_OFFSETS[copy];
+    let (expected, found) = (offset + SUPERBLOCK_LEN as u64, device.limits().capacity);
+    if expected > found {
+        return Ok(Err(FormatError::Truncated { expected, found }));
+    }
+    let buffer = raw::transfer(device, Op::Read, offset, scratch()?, SUPERBLOCK_LEN)
+        .map_err(device_error("read the superblock"))?;
+    let bytes = buffer.as_slice().first_chunk().expect("a buffer is longer than a superblock");
+    Ok(Superblock::parse(bytes))
+}
+
+/// Writes both copies, so that each is newer than those before.
+fn rewrite_superblock<D: BlockDevice>(
+    device: &mut D,
+    superblock: &mut Superblock,
+) -> Result<(), VolumeError> {
+    for copy in [0, 1] {
+        superblock.sequence += 1;
+        write_superblock(device, superblock, copy)?;
+        // The first must be whole before the second may be torn.
+        sync_device(device)?;
+    }
+    Ok(())
+}
+
+fn write_superblock<D: BlockDevice>(
+    device: &mut D,
+    superblock: &Superblock,
+    copy: usize,
+) -> Result<(), VolumeError> {
+    let mut buffer = scratch()?;
+    let raw = superblock.to_raw(u32::try_from(copy).expect("0 or 1"));
+    buffer.as_mut_slice()[..SUPERBLOCK_LEN].copy_from_slice(raw.as_bytes());
+    let offset = SUPERBLOCK_OFFSETS[copy];
+    raw::transfer(device, Op::Write, offset, buffer, SUPERBLOCK_LEN)
+        .map(drop)
+        .map_err(device_error("write the superblock"))
+}
+
+fn sync_device<D: BlockDevice>(device: &mut D) -> Result<(), VolumeError> {
+    let ended = raw::run(device, holdfast_bio::Bio::flush());
+    ended.result.map(drop).map_err(device_error("flush the device"))
+}
