@@ -1,0 +1,133 @@
+//! Opening volumes and their queues, as every command does.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use holdfast_bio::{Bio, BlockDevice, Error, Op};
+use holdfast_device::{Access, Backing, FileDevice};
+use holdfast_iov::Memory;
+use holdfast_ring::{Ring, SharedRing};
+use holdfast_volume::{CreateOptions, OpenOptions, Queue, Volume};
+
+use crate::progress::Progress;
+
+/// The operations that a command has in flight.
+const RING_ENTRIES: u32 = 256;
+
+/// A volume that a command uses alone, in one thread.
+pub(crate) struct OpenVolume {
+    pub(crate) backing: Backing,
+    pub(crate) ring: SharedRing,
+    pub(crate) volume: Arc<Volume>,
+}
+
+pub(crate) fn ring() -> anyhow::Result<SharedRing> {
+    let ring = Ring::new(RING_ENTRIES).context(
+        "io_uring cannot be used: it needs Linux 5.19 or newer, and kernel.io_uring_disabled=0",
+    )?;
+    Ok(ring.shared())
+}
+
+impl OpenVolume {
+    pub(crate) fn open(path: &Path, options: &OpenOptions) -> anyhow::Result<Self> {
+        let access = if options.read_only { Access::ReadOnly } else { Access::ReadWrite };
+        let backing = Backing::open(path, access)?;
+        let ring = ring()?;
+        let mut device = FileDevice::new(&backing, &ring)?;
+        let volume = Volume::open(&mut device, options)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        if !volume.was_clean() {
+            tracing::warn!(
+                "{} was not closed: sectors that were written after the last flush may not match \
+                 their tuples, which `holdfast verify` finds",
+                path.display()
+            );
+        }
+        Ok(Self { backing, ring, volume })
+    }
+
+    /// Opens a queue on this thread's ring.
+    pub(crate) fn queue(&self) -> anyhow::Result<Queue<FileDevice>> {
+        let device = FileDevice::new(&self.backing, &self.ring)?;
+        Ok(Queue::new(&self.volume, device, || {})?)
+    }
+
+    /// Marks the volume as closed, after everything was flushed.
+    pub(crate) fn close(&self) -> anyhow::Result<()> {
+        let mut device = FileDevice::new(&self.backing, &self.ring)?;
+        self.volume
+            .close(&mut device)
+            .with_context(|| format!("cannot close {}", self.backing.path().display()))
+    }
+}
+
+/// Makes a volume of a size that is given as options by `choose`, which is told how many bytes a
+/// block device has.
+pub(crate) fn create(
+    path: &Path,
+    choose: impl FnOnce(Option<u64>) -> anyhow::Result<CreateOptions>,
+) -> anyhow::Result<CreateOptions> {
+    let is_device = is_block_device(path);
+    let device_bytes =
+        is_device.then(|| Backing::open(path, Access::Peek).map(|found| found.bytes()));
+    let options = choose(device_bytes.transpose()?)?;
+    let backing = Backing::create(path, options.geometry()?.device_len())?;
+    let created = (|| {
+        let mut device = FileDevice::new(&backing, &ring()?)?;
+        if is_device {
+            zero(&mut device, options.geometry()?.device_len())?;
+        }
+        Ok(Volume::create(&mut device, &options)?)
+    })();
+    created.map(|()| options).inspect_err(|_: &anyhow::Error| {
+        if !is_device && let Err(error) = std::fs::remove_file(path) {
+            tracing::warn!("{} is no volume, and cannot be removed: {error}", path.display());
+        }
+    })
+}
+
+/// Makes a device read as zeros, in the way that is cheapest for it: what was never written must be
+/// zeros, and a device may hold anything.
+fn zero(device: &mut FileDevice, len: u64) -> anyhow::Result<()> {
+    /// How much is zeroed between two looks at the progress.
+    const STEP: u64 = 256 << 20;
+    let block = device.limits().sector;
+    // The last block may be larger than what the volume needs of it.
+    let len = block.align_up(len).unwrap_or(len).min(device.limits().capacity);
+    let mut progress = Progress::new("zeroing", len);
+    let mut position = 0;
+    let mut keep = false;
+    while position < len {
+        let step = STEP.min(len - position);
+        let op = Op::Zero { keep, fast: false };
+        match run(device, Bio::new(op, position, step, Memory::None)) {
+            // A device that cannot unmap can be told to write zeros.
+            Err(Error::Unsupported) if !keep => keep = true,
+            Err(error) => return Err(error).context("cannot zero the device"),
+            Ok(_) => position += step,
+        }
+        progress.at(position);
+    }
+    Ok(())
+}
+
+/// Runs one bio on a device on which nothing else is in flight.
+fn run(device: &mut FileDevice, bio: Bio) -> Result<u64, Error> {
+    let mut ended = Vec::new();
+    if let Err(bio) = device.submit(bio) {
+        unreachable!("the queue of an idle device is not full: {bio:?}");
+    }
+    loop {
+        device.wait();
+        device.reap(&mut ended);
+        if let Some(item) = ended.pop() {
+            return item.result;
+        }
+    }
+}
+
+pub(crate) fn is_block_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+}

@@ -1,0 +1,38 @@
+//! `holdfast create`
+
+use anyhow::bail;
+use holdfast_volume::Geometry;
+use indicatif::BinaryBytes;
+
+use crate::Outcome;
+use crate::backing;
+use crate::cli::Create;
+
+pub(crate) fn run(arguments: &Create) -> anyhow::Result<Outcome> {
+    let format = arguments.format;
+    let options = backing::create(&arguments.path, |device_bytes| {
+        let capacity = match (arguments.size, device_bytes) {
+            (Some(size), _) => size,
+            (None, Some(bytes)) => {
+                let fits = Geometry::capacity_of_device(bytes, format.sector, format.guard);
+                let Some(capacity) = fits else {
+                    bail!("{} is too small for a volume", arguments.path.display());
+                };
+                capacity
+            }
+            (None, None) => bail!("give the size of the disk, such as --size 10G"),
+        };
+        Ok(format.options(capacity))
+    })?;
+    #[expect(clippy::print_stdout, reason = "the command's answer")]
+    {
+        println!(
+            "{}: a disk of {} in sectors of {} bytes, guard {}",
+            arguments.path.display(),
+            BinaryBytes(options.capacity),
+            options.sector,
+            options.guard
+        );
+    }
+    Ok(Outcome::Fine)
+}

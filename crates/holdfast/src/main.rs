@@ -1,0 +1,66 @@
+//! Protected disks for virtual machines and programs: the command line.
+
+#![forbid(unsafe_code)]
+
+mod backing;
+mod cli;
+mod copy;
+mod create;
+mod info;
+mod progress;
+mod serve;
+mod verify;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command};
+
+/// What a command came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Everything is fine: exit code 0.
+    Fine,
+    /// It ran, and the data have problems: exit code 1.
+    Problems,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // What a scrub finds is in its report.
+    let reports = matches!(cli.command, Command::Verify(_));
+    let default = if reports { "info,holdfast::corrupt=off" } else { "info" };
+    let filter =
+        EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    match run(&cli.command) {
+        Ok(Outcome::Fine) => ExitCode::SUCCESS,
+        Ok(Outcome::Problems) => ExitCode::from(1),
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "the one line that says why")]
+            {
+                eprintln!("holdfast: {error:#}");
+            }
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Create(arguments) => create::run(arguments),
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Verify(arguments) => verify::run(arguments),
+        Command::Info(arguments) => info::run(arguments),
+        Command::Import(arguments) => copy::import(arguments),
+        Command::Export(arguments) => copy::export(arguments),
+    }
+}

@@ -1,0 +1,106 @@
+//! `holdfast verify`
+
+use std::io::Write;
+
+use holdfast_bio::{BlockDevice, Mismatch};
+use holdfast_volume::{OpenOptions, Scrub, ScrubReport};
+use indicatif::BinaryBytes;
+use serde::Serialize;
+
+use crate::Outcome;
+use crate::backing::OpenVolume;
+use crate::cli::Verify;
+use crate::progress::Progress;
+
+/// The most corrupt sectors that are named. All are counted.
+const MISMATCHES_MAX: usize = 100_000;
+
+pub(crate) fn run(arguments: &Verify) -> anyhow::Result<Outcome> {
+    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let open = OpenVolume::open(&arguments.path, &options)?;
+    let mut queue = open.queue()?;
+    let sector = queue.limits().sector.bytes();
+    let mut progress = Progress::new("verifying", queue.limits().capacity);
+    let mut scrub = Scrub::new(&mut queue, MISMATCHES_MAX)?;
+    while let Some(position) = scrub.step()? {
+        progress.at(position);
+    }
+    drop(progress);
+    let report = scrub.finish();
+    let is_fine = report.corrupt == 0 && report.unreadable.is_empty();
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &Json::new(arguments, &report))?;
+        writeln!(out)?;
+    } else {
+        write_report(&mut out, &report, sector)?;
+    }
+    Ok(if is_fine { Outcome::Fine } else { Outcome::Problems })
+}
+
+fn write_report(out: &mut impl Write, report: &ScrubReport, sector: u64) -> std::io::Result<()> {
+    for mismatch in &report.mismatches {
+        writeln!(out, "{mismatch}")?;
+    }
+    for (offset, error) in &report.unreadable {
+        writeln!(out, "unreadable sector at LBA {}: {error}", offset / sector)?;
+    }
+    let named = report.mismatches.len() as u64;
+    if report.corrupt > named {
+        writeln!(out, "and {} more corrupt sectors", report.corrupt - named)?;
+    }
+    let (verified, holes) = (BinaryBytes(report.verified), BinaryBytes(report.holes));
+    writeln!(
+        out,
+        "verified {verified}, passed over {holes} of holes: {} corrupt, {} unreadable",
+        report.corrupt,
+        report.unreadable.len()
+    )
+}
+
+#[derive(Serialize)]
+struct Json {
+    path: String,
+    verified_bytes: u64,
+    hole_bytes: u64,
+    corrupt_sectors: u64,
+    errors: Vec<JsonError>,
+    unreadable: Vec<JsonUnreadable>,
+}
+
+#[derive(Serialize)]
+struct JsonError {
+    lba: u64,
+    tag: &'static str,
+    expected: String,
+    found: String,
+}
+
+#[derive(Serialize)]
+struct JsonUnreadable {
+    offset: u64,
+    error: String,
+}
+
+impl Json {
+    fn new(arguments: &Verify, report: &ScrubReport) -> Self {
+        let error = |&Mismatch { tag, lba, expected, found }: &Mismatch| JsonError {
+            lba,
+            tag: tag.name(),
+            expected: format!("{expected:#x}"),
+            found: format!("{found:#x}"),
+        };
+        let unreadable = |(offset, error): &(u64, holdfast_bio::Error)| JsonUnreadable {
+            offset: *offset,
+            error: error.to_string(),
+        };
+        Self {
+            path: arguments.path.display().to_string(),
+            verified_bytes: report.verified,
+            hole_bytes: report.holes,
+            corrupt_sectors: report.corrupt,
+            errors: report.mismatches.iter().map(error).collect(),
+            unreadable: report.unreadable.iter().map(unreadable).collect(),
+        }
+    }
+}

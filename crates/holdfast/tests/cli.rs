@@ -1,0 +1,247 @@
+//! The program as a user runs it: what it says, and what it exits with.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn holdfast(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_holdfast")).args(arguments).output().expect("it runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn path_in(dir: &tempfile::TempDir, name: &str) -> PathBuf {
+    dir.path().join(name)
+}
+
+fn str_of(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+/// Returns an image with a pattern of its own in each sector, and holes.
+fn image(path: &Path, len: u64) {
+    let file = File::create(path).expect("a temporary file");
+    file.set_len(len).expect("a sparse file");
+    for lba in (0..len / 4096).filter(|lba| lba % 7 < 3) {
+        let byte = u8::try_from(lba % 251 + 1).expect("below 256");
+        file.write_all_at(&[byte; 4096], lba * 4096).expect("space for an image");
+    }
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("the volume");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("a byte of the volume");
+    file.write_all_at(&[byte[0] ^ 0x10], offset).expect("a byte of the volume");
+}
+
+/// Returns where the data of the first group begin: behind the header of 1 MiB, the write-intent
+/// log of 1 MiB, the tuple log of 1 MiB, and one block of tuples.
+const FIRST_DATA: u64 = (3 << 20) + 4096;
+
+/// A running server. It is killed if a test ends before it is stopped.
+struct Server {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Server {
+    fn start(volume: &Path, arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+            .args(["serve", str_of(volume)])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+        // It listens before it says so.
+        let line = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("listening")));
+        assert!(line.is_some(), "the server does not listen");
+        Self { child, socket: volume.with_extension("sock") }
+    }
+
+    /// Attaches by the oldest option, so that replies are simple. Returns the size of the export.
+    fn attach(&self) -> (UnixStream, u64) {
+        let mut stream = UnixStream::connect(&self.socket).expect("a listening server");
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting).expect("a greeting");
+        assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
+        // Fixed newstyle without padding; the default export.
+        let mut hello = 3_u32.to_be_bytes().to_vec();
+        hello.extend_from_slice(b"IHAVEOPT");
+        hello.extend_from_slice(&1_u32.to_be_bytes());
+        hello.extend_from_slice(&0_u32.to_be_bytes());
+        stream.write_all(&hello).expect("the server listens");
+        let mut answer = [0; 10];
+        stream.read_exact(&mut answer).expect("an export");
+        let (size, _) = answer.split_first_chunk().expect("8 bytes of size");
+        (stream, u64::from_be_bytes(*size))
+    }
+
+    /// Stops it as a user does, and returns what it logged.
+    fn stop(mut self) -> (Option<i32>, String) {
+        let pid = self.child.id().to_string();
+        Command::new("kill").args(["-TERM", &pid]).status().expect("kill(1)");
+        let mut log = String::new();
+        self.child.stderr.take().expect("its log").read_to_string(&mut log).expect("text");
+        (self.child.wait().expect("it ends").code(), log)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended, which is fine.
+        let _ended = self.child.kill();
+    }
+}
+
+/// Reads from an export, and returns the error code or the bytes.
+fn read(stream: &mut UnixStream, offset: u64, len: u32) -> Result<Vec<u8>, u32> {
+    let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+    request.extend_from_slice(&[0, 0, 0, 0]);
+    request.extend_from_slice(&7_u64.to_be_bytes());
+    request.extend_from_slice(&offset.to_be_bytes());
+    request.extend_from_slice(&len.to_be_bytes());
+    stream.write_all(&request).expect("the server listens");
+    let mut reply = [0; 16];
+    stream.read_exact(&mut reply).expect("a reply");
+    let code = u32::from_be_bytes([reply[4], reply[5], reply[6], reply[7]]);
+    if code != 0 {
+        return Err(code);
+    }
+    let mut bytes = vec![0; usize::try_from(len).expect("usize has 64 bits")];
+    stream.read_exact(&mut bytes).expect("data");
+    Ok(bytes)
+}
+
+#[test]
+fn an_image_comes_back_as_it_went_in_and_sparse() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (raw, volume, back) =
+        (path_in(&dir, "raw"), path_in(&dir, "disk.hf"), path_in(&dir, "back"));
+    // Not a multiple of the sector: the disk ends with zeros.
+    image(&raw, (8 << 20) + 512);
+    for arguments in
+        [["import", str_of(&raw), str_of(&volume)], ["export", str_of(&volume), str_of(&back)]]
+    {
+        let output = holdfast(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    let (mut expected, found) = (fs::read(&raw).expect("raw"), fs::read(&back).expect("back"));
+    expected.resize(found.len(), 0);
+    assert!(expected == found, "the bytes differ");
+    let blocks = |path: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(path).expect("a file").blocks()
+    };
+    assert!(blocks(&back) <= blocks(&raw) + 8, "the holes were filled");
+}
+
+#[test]
+fn verify_names_the_corrupt_sector_and_exits_with_1() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (raw, volume) = (path_in(&dir, "raw"), path_in(&dir, "disk.hf"));
+    image(&raw, 8 << 20);
+    holdfast(&["import", str_of(&raw), str_of(&volume)]);
+    assert_eq!(holdfast(&["verify", str_of(&volume)]).status.code(), Some(0));
+    flip(&volume, FIRST_DATA + 2 * 4096 + 77);
+    let output = holdfast(&["verify", str_of(&volume)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("guard tag mismatch at LBA 2:"));
+    let json = holdfast(&["verify", "--json", str_of(&volume)]);
+    let value: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!((&value["corrupt_sectors"], &value["errors"][0]["lba"]), (&1.into(), &2.into()));
+}
+
+#[test]
+fn a_corrupt_sector_fails_its_reads_is_logged_once_and_counted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (raw, volume) = (path_in(&dir, "raw"), path_in(&dir, "disk.hf"));
+    image(&raw, 8 << 20);
+    holdfast(&["import", str_of(&raw), str_of(&volume)]);
+    flip(&volume, FIRST_DATA + 4096 + 5);
+    let server = Server::start(&volume, &[]);
+    let (mut stream, size) = server.attach();
+    assert_eq!(size, 8 << 20);
+    assert_eq!(read(&mut stream, 0, 4096), Ok(vec![1; 4096]));
+    assert_eq!(read(&mut stream, 4096, 4096), Err(5));
+    assert_eq!(read(&mut stream, 4096 + 1024, 512), Err(5));
+    assert_eq!(read(&mut stream, 0, 16384), Err(5));
+    assert_eq!(read(&mut stream, 8192, 4096), Ok(vec![3; 4096]));
+    drop(stream);
+    let (code, log) = server.stop();
+    assert_eq!(code, Some(0));
+    assert_eq!(log.matches("mismatch at LBA 1: expected").count(), 1, "{log}");
+    let info = holdfast(&["info", "--json", str_of(&volume)]);
+    let value: Value = serde_json::from_slice(&info.stdout).expect("JSON");
+    assert_eq!((&value["errors"]["guard"], &value["state"]), (&3.into(), &"closed".into()));
+}
+
+#[test]
+fn a_served_volume_is_refused_with_the_pid_of_its_server() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let volume = path_in(&dir, "disk.hf");
+    let server = Server::start(&volume, &["--create", "4M"]);
+    let holder = format!("is in use by process {}", server.child.id());
+    for command in ["serve", "verify"] {
+        let output = holdfast(&[command, str_of(&volume)]);
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        assert!(text(&output.stderr).contains(&holder), "{}", text(&output.stderr));
+    }
+    let info = text(&holdfast(&["info", str_of(&volume)]).stdout);
+    assert!(info.contains(&format!("in use by process {}", server.child.id())), "{info}");
+    assert_eq!(server.stop().0, Some(0));
+    assert!(!volume.with_extension("sock").exists(), "the socket was left behind");
+}
+
+#[test]
+fn a_flipped_bit_in_a_superblock_is_repaired_with_a_warning() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let volume = path_in(&dir, "disk.hf");
+    holdfast(&["create", str_of(&volume), "--size", "4M"]);
+    flip(&volume, 100);
+    let server = Server::start(&volume, &[]);
+    let (code, log) = server.stop();
+    assert_eq!(code, Some(0));
+    assert!(log.contains("the first superblock was replaced from the other"), "{log}");
+    let output = holdfast(&["verify", str_of(&volume)]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}
+
+/// Runs a command that cannot work, and returns the one line that says why.
+fn refusal(arguments: &[&str]) -> String {
+    let output = holdfast(arguments);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_one_line() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let volume = path_in(&dir, "disk.hf");
+    let path = str_of(&volume);
+    assert!(refusal(&["info", path]).contains("No such file"));
+    assert!(refusal(&["create", path, "--size", "4097"]).contains("a multiple of the sector"));
+    assert!(!volume.exists(), "a failed creation left a file");
+    assert!(refusal(&["create", path, "--size", "4M", "--app-tag", "65535"]).contains("reserved"));
+    holdfast(&["create", path, "--size", "4M"]);
+    assert!(refusal(&["create", path, "--size", "4M"]).contains("File exists"));
+    let file = OpenOptions::new().write(true).open(&volume).expect("the volume");
+    file.set_len(5 << 20).expect("a shorter file");
+    assert!(refusal(&["verify", path]).contains("it was truncated"));
+    fs::write(&volume, vec![7; 1 << 20]).expect("a foreign file");
+    assert!(refusal(&["serve", path]).contains("this is no Holdfast volume"));
+    fs::write(&volume, b"short").expect("a short file");
+    assert!(refusal(&["serve", path]).contains("superblock"));
+    assert!(refusal(&["verify", str_of(dir.path())]).contains("neither a file nor a block device"));
+}
