@@ -1,0 +1,197 @@
+//! End to end: the program as users run it, and other people's clients at its socket.
+//!
+//! Each scenario has a directory and a deadline of its own. What it ran and what that printed is in the
+//! directory's `log`; the directory of a scenario that fails is kept.
+
+mod bytes;
+mod fio;
+mod full_disk;
+mod import_export;
+mod locked;
+mod nbdinfo;
+mod qemu_img;
+mod qemu_io;
+mod scene;
+mod server;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use std::{env, fmt, fs, process};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use self::scene::Scene;
+use crate::packages;
+use crate::run::{command, show};
+use crate::workspace::Workspace;
+
+/// Which scenarios, and of which program.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// The scenarios to run; all of them when none is named
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// Only say which scenarios there are
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Run this program instead of building one from this workspace
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("e2e")?;
+        self.program.iter().try_for_each(|path| write!(f, " --program {}", path.display()))?;
+        self.names.iter().try_for_each(|name| write!(f, " {name}"))
+    }
+}
+
+/// How a scenario ended that found nothing wrong.
+enum Outcome {
+    Passed,
+    /// It could not be tried here, for this reason.
+    Skipped(&'static str),
+}
+
+struct Scenario {
+    name: &'static str,
+    about: &'static str,
+    /// Most of it is for slow machines: none takes more than a quarter of it on two cores.
+    limit: Duration,
+    run: fn(&Scene) -> Result<Outcome>,
+}
+
+const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "qemu-img",
+        "a file system goes in by qemu-img and comes out by nbdcopy",
+        120,
+        qemu_img::run,
+    ),
+    scenario("nbdinfo", "what the server says of itself, and its map of holes", 30, nbdinfo::run),
+    scenario(
+        "qemu-io",
+        "patterns at odd sectors, for every guard and sector size",
+        180,
+        qemu_io::run,
+    ),
+    scenario("fio", "four jobs write and verify at depth 16", 180, fio::run),
+    scenario(
+        "import-export",
+        "a sparse image comes back the same, and sparse",
+        60,
+        import_export::run,
+    ),
+    scenario("locked", "a served volume is refused to everybody else", 30, locked::run),
+    scenario(
+        "sigterm",
+        "SIGTERM under load ends the server, and leaves nothing to repair",
+        60,
+        fio::sigterm,
+    ),
+    scenario(
+        "full-disk",
+        "no space below is an error of that write, and nothing else",
+        60,
+        full_disk::run,
+    ),
+];
+
+const fn scenario(
+    name: &'static str,
+    about: &'static str,
+    seconds: u64,
+    run: fn(&Scene) -> Result<Outcome>,
+) -> Scenario {
+    Scenario { name, about, limit: Duration::from_secs(seconds), run }
+}
+
+pub(crate) fn list() {
+    for scenario in SCENARIOS {
+        println!("{:<14} {}", scenario.name, scenario.about);
+    }
+}
+
+/// Runs the scenarios asked for, all of them whatever fails, and fails if one did.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    let scenarios = chosen(&options.names)?;
+    packages::ensure(packages::ALL)?;
+    let program = match &options.program {
+        Some(path) => {
+            path.canonicalize().with_context(|| format!("no program {}", path.display()))?
+        }
+        None => build(workspace)?,
+    };
+    // Not in the target directory: the path of a Unix socket has 107 bytes at most.
+    let root = env::temp_dir().join(format!("holdfast-e2e-{}", process::id()));
+    let mut failed = Vec::new();
+    println!();
+    for scenario in scenarios {
+        if !play(scenario, &root.join(scenario.name), &program)? {
+            failed.push(scenario.name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}; evidence is in {}", failed.join(", "), root.display());
+    }
+    fs::remove_dir(&root).with_context(|| format!("cannot remove {}", root.display()))
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    if names.is_empty() {
+        return Ok(SCENARIOS.iter().collect());
+    }
+    let find = |name: &String| SCENARIOS.iter().find(|scenario| scenario.name == name);
+    names
+        .iter()
+        .map(|name| {
+            find(name).with_context(|| format!("no scenario {name}; --list says which there are"))
+        })
+        .collect()
+}
+
+fn build(workspace: &Workspace) -> Result<PathBuf> {
+    show(command("cargo", &["build", "--release", "-p", "holdfast"]).current_dir(&workspace.root))?;
+    Ok(workspace.target.join("release/holdfast"))
+}
+
+/// Runs one scenario, says how it ended, and returns whether that is fine.
+fn play(scenario: &Scenario, directory: &Path, program: &Path) -> Result<bool> {
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    let started = Instant::now();
+    let scene = Scene::new(directory, program, started + scenario.limit)?;
+    let result = (scenario.run)(&scene);
+    let name = scenario.name;
+    let seconds = started.elapsed().as_secs_f64();
+    match result {
+        Ok(Outcome::Passed) => println!("PASS {name} ({seconds:.1} s): {}", scenario.about),
+        Ok(Outcome::Skipped(reason)) => println!("SKIP {name}: {reason}"),
+        Err(error) => {
+            println!("FAIL {name} ({seconds:.1} s): {error:#}");
+            println!("{}", scene.evidence());
+            return Ok(false);
+        }
+    }
+    fs::remove_dir_all(directory)
+        .with_context(|| format!("cannot remove {}", directory.display()))?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_scenarios_run_when_none_is_named() {
+        assert_eq!(chosen(&[]).unwrap().len(), SCENARIOS.len());
+    }
+
+    #[test]
+    fn a_scenario_that_does_not_exist_is_an_error() {
+        let error = chosen(&["nothing".to_owned()]).err().unwrap();
+        assert_eq!(error.to_string(), "no scenario nothing; --list says which there are");
+    }
+}

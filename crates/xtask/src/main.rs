@@ -1,0 +1,148 @@
+//! The chores of this workspace, as `cargo xtask NAME`; `cargo xtask --help` lists them.
+//!
+//! Nothing here is part of the product: it runs other programs, shows how, and stops at the first that fails.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
+
+mod cargo;
+mod e2e;
+mod fuzz;
+mod layers;
+mod packages;
+mod run;
+mod steps;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::steps::Step;
+use crate::workspace::Workspace;
+
+fn main() -> ExitCode {
+    match chore(Arguments::parse().chore) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The chores of the Holdfast workspace.
+///
+/// Each chore prints the commands that it runs and the time they took, and stops at the first that fails.
+/// Times are those of two cores after a first build; the first build adds a few minutes.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Everything that CI checks: `lint`, then `test` (about 8 minutes)
+    Ci,
+    /// Formatting, clippy, rustdoc, `layers` and `tidy`, with warnings as errors (1 minute)
+    Lint,
+    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz` and `e2e` (about 7 minutes)
+    Test,
+    /// Unit, integration and documentation tests of every crate (1 minute)
+    Unit,
+    /// The loom models: every interleaving of the few things that threads share (1 minute)
+    Loom,
+    /// The tests of the crates that hold unsafe code, under the address sanitizer (1 minute)
+    Asan,
+    /// The tests of the memory and checksum crates under valgrind (2 minutes)
+    ///
+    /// Tests see `HOLDFAST_VALGRIND=1` and `PROPTEST_CASES=16`. `HOLDFAST_VALGRIND_SKIP=NAME,NAME` leaves out
+    /// the tests whose path contains a name.
+    Valgrind,
+    /// Runs the fuzz targets for a while each; installs cargo-fuzz when it is missing (20 seconds a target)
+    Fuzz(fuzz::Options),
+    /// Drives the program with qemu, libnbd and fio (2 minutes, and a release build)
+    E2e(e2e::Options),
+    /// Checks that each crate depends only on crates of the rows below its own (1 second)
+    Layers,
+    /// Checks the rules that neither rustfmt nor clippy knows (1 second)
+    Tidy,
+}
+
+fn chore(chore: Chore) -> Result<ExitCode> {
+    let workspace = Workspace::find()?;
+    let steps = match chore {
+        Chore::Ci => lint().into_iter().chain(test()).collect(),
+        Chore::Lint => lint(),
+        Chore::Test => test(),
+        Chore::Unit => vec![unit()],
+        Chore::Loom => vec![loom()],
+        Chore::Asan => vec![asan()],
+        Chore::Valgrind => vec![valgrind()],
+        Chore::Fuzz(options) => {
+            let repeat = options.to_string();
+            vec![Step::new("fuzz", repeat, move |workspace| fuzz::run(workspace, &options))]
+        }
+        Chore::E2e(options) if options.list => {
+            e2e::list();
+            return Ok(ExitCode::SUCCESS);
+        }
+        Chore::E2e(options) => {
+            let repeat = options.to_string();
+            vec![Step::new("e2e", repeat, move |workspace| e2e::run(workspace, &options))]
+        }
+        Chore::Layers => vec![layers()],
+        Chore::Tidy => vec![tidy()],
+    };
+    Ok(steps::run(&workspace, &steps))
+}
+
+fn lint() -> Vec<Step> {
+    vec![
+        Step::new("fmt", "lint", cargo::fmt),
+        Step::new("clippy", "lint", cargo::clippy),
+        Step::new("doc", "lint", cargo::doc),
+        layers(),
+        tidy(),
+    ]
+}
+
+fn test() -> Vec<Step> {
+    vec![
+        Step::new("packages", "test", |_| packages::ensure(packages::ALL)),
+        unit(),
+        loom(),
+        asan(),
+        valgrind(),
+        Step::new("fuzz", "fuzz", |workspace| fuzz::run(workspace, &fuzz::Options::default())),
+        Step::new("e2e", "e2e", |workspace| e2e::run(workspace, &e2e::Options::default())),
+    ]
+}
+
+fn unit() -> Step {
+    Step::new("unit", "unit", cargo::unit)
+}
+
+fn loom() -> Step {
+    Step::new("loom", "loom", cargo::loom)
+}
+
+fn asan() -> Step {
+    Step::new("asan", "asan", cargo::asan)
+}
+
+fn valgrind() -> Step {
+    Step::new("valgrind", "valgrind", cargo::valgrind)
+}
+
+fn layers() -> Step {
+    Step::new("layers", "layers", layers::check)
+}
+
+fn tidy() -> Step {
+    Step::new("tidy", "tidy", tidy::check)
+}
