@@ -82,7 +82,12 @@ impl Listener {
                 let path = std::path::absolute(path)?;
                 let is_socket =
                     fs::symlink_metadata(&path).is_ok_and(|meta| meta.file_type().is_socket());
-                if is_socket && UnixStream::connect(&path).is_err() {
+                // Any other error may come from a server that is alive.
+                let is_dead = || {
+                    UnixStream::connect(&path)
+                        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+                };
+                if is_socket && is_dead() {
                     fs::remove_file(&path)?;
                 }
                 let socket = UnixListener::bind(&path)?.into();

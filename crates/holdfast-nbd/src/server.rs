@@ -317,6 +317,8 @@ impl<D: BlockDevice> Server<D> {
         // Replies are sent as a whole, so waiting for more to send only costs time. A socket in the
         // file system has no such option.
         let _not_tcp = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
+        // A machine that vanished is noticed some time.
+        let _not_tcp = rustix::net::sockopt::set_socket_keepalive(&socket, true);
         let entry = self.sessions.vacant_entry();
         let key = entry.key();
         entry.insert(Session::new(key, Rc::new(socket), memory, &self.context));

@@ -1,7 +1,6 @@
 //! What the tests of the server share: a server in a thread of its own, and a client that was
 //! written from the protocol's text and uses nothing of the crate.
 
-#![expect(clippy::allow_attributes, reason = "what is unused differs from test to test")]
 #![allow(dead_code, unused_imports, reason = "each test uses its part of this")]
 
 mod client;
@@ -177,8 +176,7 @@ impl Rig {
             let (ready, is_ready) = mpsc::channel();
             let (listeners, exports, make) =
                 (Arc::clone(&listeners), Arc::clone(&exports), make.clone());
-            let (volume, limits, pool_bytes) =
-                (Arc::clone(volume), setup.limits, setup.pool_bytes);
+            let (volume, limits, pool_bytes) = (Arc::clone(volume), setup.limits, setup.pool_bytes);
             rig.threads.push(thread::spawn(move || {
                 let pool = Pool::new(pool_bytes).unwrap();
                 let mut ring = Ring::new(2048).unwrap();
