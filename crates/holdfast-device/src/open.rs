@@ -96,12 +96,22 @@ impl Backing {
 
     fn open_with(path: &Path, access: Access, options: &OpenOptions) -> Result<Self, OpenError> {
         let error = |what| move |source| OpenError::Io { what, path: path.to_owned(), source };
-        let direct = OFlags::DIRECT.bits().cast_signed();
-        let file = match options.clone().custom_flags(direct).open(path) {
+        let is_device = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+        // open(2): on a block device this excludes the kernel's own users, such as a mounted file
+        // system, which take no locks.
+        let exclusive =
+            if is_device && access == Access::ReadWrite { OFlags::EXCL } else { OFlags::empty() };
+        let flags = (OFlags::DIRECT | exclusive).bits().cast_signed();
+        let file = match options.clone().custom_flags(flags).open(path) {
+            Err(found) if found.kind() == io::ErrorKind::ResourceBusy => {
+                return Err(OpenError::InUse { path: path.to_owned(), holder: None });
+            }
             // The file system knows no direct I/O.
             Err(found) if found.raw_os_error() == Some(22) => {
                 // A file that was created by the first try is opened by the second.
-                options.clone().create_new(false).open(path).map_err(error("open"))?
+                let flags = exclusive.bits().cast_signed();
+                let mut again = options.clone();
+                again.create_new(false).custom_flags(flags).open(path).map_err(error("open"))?
             }
             other => other.map_err(error("open"))?,
         };

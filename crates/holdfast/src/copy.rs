@@ -11,7 +11,7 @@ use holdfast_device::FileDevice;
 use holdfast_iov::{BUFFER_MAX, BUFFER_MIN, Memory, Pool};
 use holdfast_units::{to_u64, to_usize};
 use holdfast_volume::{OpenOptions as VolumeOptions, Queue};
-use rustix::fs::SeekFrom;
+use rustix::fs::{OFlags, SeekFrom};
 
 use crate::Outcome;
 use crate::backing::{self, OpenVolume};
@@ -192,7 +192,10 @@ fn open_target(to: &Path, force: bool, capacity: u64) -> anyhow::Result<(File, b
     let is_device = backing::is_block_device(to);
     let mut options = OpenOptions::new();
     options.write(true).mode(0o600);
-    if !is_device {
+    if is_device {
+        // open(2): fails when the device is in use, by a mounted file system for instance.
+        options.custom_flags(OFlags::EXCL.bits().cast_signed());
+    } else {
         options.create(true).truncate(true).create_new(!force);
     }
     let target = options.open(to).with_context(|| {
