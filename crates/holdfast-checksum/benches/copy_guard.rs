@@ -1,9 +1,10 @@
 //! What a guard costs beside the copy that is needed anyway: requests are copied, checksummed, and
 //! both, in one pass and in two, hot in cache.
 //!
-//! The clock of a shared machine changes from moment to moment. So no case is measured to its end
-//! before the next one begins: each round takes one short sample of every case, those that are
-//! compared one right after the other, in an order that rotates. What is compared is of one round.
+//! The speed of a shared machine changes from moment to moment, with what else runs on the core. So
+//! no case is measured to its end before the next one begins: each round takes one short sample of
+//! every case, those that are compared one right after the other, in an order that rotates. What is
+//! compared is of one round.
 //!
 //! Does nothing unless told `--bench`, as `cargo bench` does and `cargo test --benches` does not.
 
@@ -40,13 +41,15 @@ const WARM_UPS: usize = 3;
 /// A multiple of the number of works: each is then as often first, second and last.
 const ROUNDS: usize = 60;
 
-/// How long a sample takes while the clock is as fast as it was in the fastest warm-up.
+/// How long a sample takes at the speed of the fastest warm-up.
 const SAMPLE: Duration = Duration::from_millis(1);
 
 /// The payload of a sample of a warm-up, which is to tell how many requests fill [`SAMPLE`].
 const WARM_UP_BYTES: usize = 8 << 20;
 
 const PAGE: usize = 4096;
+
+const LINE: usize = 64;
 
 fn main() {
     if !env::args().any(|argument| argument == "--bench") {
@@ -138,6 +141,7 @@ impl Column {
     }
 
     fn warm_up(&mut self, round: usize) {
+        self.request.first_line = round;
         let repetitions = WARM_UP_BYTES / self.request.len;
         rotated(&mut self.cases, round, |case| {
             let duration = self.request.run(case.work, repetitions);
@@ -148,6 +152,7 @@ impl Column {
     }
 
     fn measure(&mut self, round: usize) {
+        self.request.first_line = round;
         rotated(&mut self.cases, round, |case| {
             let duration = self.request.run(case.work, case.repetitions);
             let bytes = self.request.len * case.repetitions;
@@ -194,20 +199,24 @@ struct Case {
 /// A source and a target of one request, with its guards.
 ///
 /// None of the three begins at the same place in a page as another: 4 KiB apart, a load waits for a
-/// store that it has nothing to do with.
+/// store that it has nothing to do with. A short request may meet the stack in this way, which is
+/// elsewhere in each process: so all three move through the page, from round to round.
 struct Request {
     source: Vec<u8>,
     target: Vec<u8>,
     guards: Vec<u64>,
     len: usize,
     interval: usize,
+    /// Where in a page the source begins, in cache lines, modulo a page.
+    first_line: usize,
 }
 
 impl Request {
     fn new(len: usize, interval: usize) -> Self {
-        let source = (0..=250).cycle().take(len + 2 * PAGE).collect();
-        let target = vec![1; len + 2 * PAGE];
-        Self { source, target, guards: vec![0; len / interval + PAGE / 4], len, interval }
+        let source = (0..=250).cycle().take(len + 3 * PAGE).collect();
+        let target = vec![1; len + 3 * PAGE];
+        let guards = vec![0; len / interval + 3 * PAGE / 8];
+        Self { source, target, guards, len, interval, first_line: 0 }
     }
 
     /// Returns how long the `work` takes, done so many times.
@@ -236,14 +245,14 @@ impl Request {
     }
 
     fn parts(&mut self) -> (&[u8], &mut [u8], &mut [u64]) {
-        let source = self.source.as_ptr().align_offset(PAGE);
-        let target = self.target.as_ptr().align_offset(PAGE) + PAGE / 2;
-        let guards = self.guards.as_ptr().align_offset(PAGE) + PAGE / 8 / 4 * 3;
-        let count = self.guards.len() - PAGE / 4;
+        let first = self.first_line * LINE % PAGE;
+        let source = self.source.as_ptr().align_offset(PAGE) + first;
+        let target = self.target.as_ptr().align_offset(PAGE) + first + PAGE / 2;
+        let guards = self.guards.as_ptr().align_offset(PAGE) + (first + PAGE / 4 * 3) / 8;
         (
             &self.source[source..][..self.len],
             &mut self.target[target..][..self.len],
-            &mut self.guards[guards..][..count],
+            &mut self.guards[guards..][..self.len / self.interval],
         )
     }
 }
