@@ -1,6 +1,6 @@
 //! The cursor over memory segments, as the source or the destination of an I/O.
 
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use holdfast_checksum::{GuardKind, Stream, copy_generate, copy_volatile, generate_volatile};
@@ -354,14 +354,20 @@ impl IovIter {
     /// Stores zeros in the next `bytes` bytes, or in all that are left, and returns how many they
     /// were: none when the memory was lent as a source only.
     pub fn zero(&mut self, bytes: usize) -> usize {
+        static ZEROS: [u8; 4096] = [0; 4096];
         if !self.is_writable() {
             return 0;
         }
         let mut zeroed = 0;
         for run in self.runs() {
             let len = run.len.min(bytes - zeroed);
-            // SAFETY: the run is writable: `backing` keeps it mapped, or mutably borrowed.
-            unsafe { ptr::write_bytes(run.start.as_ptr(), 0, len) };
+            for at in (0..len).step_by(ZEROS.len()) {
+                // SAFETY: `at` is less than the length of the run.
+                let target = unsafe { run.start.add(at) };
+                let piece = (len - at).min(ZEROS.len());
+                // SAFETY: the run is writable: `backing` keeps it mapped, or mutably borrowed.
+                unsafe { copy_volatile(ZEROS.as_ptr(), target.as_ptr(), piece) };
+            }
             zeroed += len;
         }
         self.advance(zeroed);

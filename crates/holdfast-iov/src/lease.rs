@@ -44,7 +44,8 @@ struct Term(Arc<Lease>);
 
 impl Drop for Term {
     fn drop(&mut self) {
-        if Arc::strong_count(&self.0) != 1 {
+        // `get_mut` also orders what other threads did to the memory before the borrow's end.
+        if Arc::get_mut(&mut self.0).is_none() {
             // Whoever still holds the memory may write to it after the borrow has ended.
             process::abort();
         }

@@ -192,6 +192,15 @@ impl Message {
         self.pieces.is_empty()
     }
 
+    /// Returns how many bytes the message keeps on the heap.
+    pub fn heap_bytes(&self) -> usize {
+        let heap_len = |piece: &Piece| match &piece.source {
+            Source::Bytes(bytes) => bytes.len(),
+            Source::Buffer(_) | Source::Small(_) => 0,
+        };
+        self.pieces.iter().map(heap_len).sum()
+    }
+
     /// Returns how many bytes of buffers the message keeps.
     pub fn buffer_bytes(&self) -> usize {
         let buffer_len = |piece: &Piece| match &piece.source {
@@ -362,7 +371,9 @@ fn transfer(
     match memory {
         Memory::None => Transfer::Plain(ptr::null_mut(), 0),
         Memory::Buffer(buffer) => {
-            assert!(skip + len <= buffer.len(), "a transfer lies inside its buffer");
+            let end = skip.checked_add(len);
+            let is_inside = end.is_some_and(|end| end <= buffer.len());
+            assert!(is_inside, "a transfer lies inside its buffer");
             // SAFETY: `skip` lies inside the buffer, as asserted.
             let start = unsafe { buffer.start().add(skip) }.as_ptr();
             match registered {
