@@ -46,8 +46,8 @@ pub struct FaultyDevice<D> {
     /// Ended below, and not yet told.
     held: Vec<Ended>,
     below: Vec<Ended>,
-    /// The submitters' numbers and lengths, by our own number.
-    submitted: Vec<Option<(u64, u64)>>,
+    /// The submitters' numbers and lengths, and how the bio is to fail, by our own number.
+    submitted: Vec<Option<(u64, u64, Option<Error>)>>,
 }
 
 impl<D: BlockDevice> FaultyDevice<D> {
@@ -65,13 +65,14 @@ impl<D: BlockDevice> FaultyDevice<D> {
         &self.device
     }
 
-    fn error_for(&self, bio: &Bio) -> Option<Error> {
+    /// Returns how a bio fails, and how many of its bytes come before that.
+    fn error_for(&self, bio: &Bio) -> Option<(Error, u64)> {
         if bio.op == Op::Flush {
-            return self.faults.flush;
+            return self.faults.flush.map(|error| (error, 0));
         }
         let manages_space = matches!(bio.op, Op::Zero { .. } | Op::Discard | Op::Allocate);
         if manages_space && self.faults.plain {
-            return Some(Error::Unsupported);
+            return Some((Error::Unsupported, 0));
         }
         let end = bio.offset + bio.len;
         self.faults
@@ -81,7 +82,7 @@ impl<D: BlockDevice> FaultyDevice<D> {
                 let hits = fault.range.start < end && bio.offset < fault.range.end;
                 hits && ((bio.op == Op::Read && fault.reads) || (bio.op.is_write() && !fault.reads))
             })
-            .map(|fault| fault.error)
+            .map(|fault| (fault.error, fault.range.start.saturating_sub(bio.offset)))
     }
 
     /// Cuts a transfer short, at random or because there is no more space. `false` when nothing of
@@ -105,7 +106,11 @@ impl<D: BlockDevice> FaultyDevice<D> {
     fn restore(&mut self, ended: &mut Ended) {
         let slot = usize::try_from(ended.bio.user).expect("it was a position");
         let submitted = self.submitted[slot].take().expect("it was submitted once");
-        (ended.bio.user, ended.bio.len) = submitted;
+        let (user, len, error) = submitted;
+        (ended.bio.user, ended.bio.len) = (user, len);
+        if let Some(error) = error {
+            ended.result = Err(error);
+        }
     }
 }
 
@@ -118,11 +123,18 @@ impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
         if self.random.chance(self.faults.full_percent) {
             return Err(bio);
         }
-        if let Some(error) = self.error_for(&bio) {
-            self.held.push(Ended { bio, result: Err(error) });
-            return Ok(());
-        }
         let (user, len) = (bio.user, bio.len);
+        let mut failure = None;
+        if let Some((error, before)) = self.error_for(&bio) {
+            let before = before / Self::UNIT * Self::UNIT;
+            if bio.op != Op::Write || before == 0 {
+                self.held.push(Ended { bio, result: Err(error) });
+                return Ok(());
+            }
+            // As file systems do: what lies before the fault is stored, and not told.
+            bio.len = before;
+            failure = Some(error);
+        }
         if !self.shorten(&mut bio) {
             bio.len = len;
             self.held.push(Ended { bio, result: Err(Error::NoSpace) });
@@ -131,7 +143,7 @@ impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
         let free = self.submitted.iter().position(Option::is_none);
         let slot = free.unwrap_or(self.submitted.len());
         self.submitted.resize(self.submitted.len().max(slot + 1), None);
-        self.submitted[slot] = Some((user, len));
+        self.submitted[slot] = Some((user, len, failure));
         bio.user = slot as u64;
         self.device.submit(bio).map_err(|mut bio| {
             self.submitted[slot] = None;

@@ -293,6 +293,42 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+#[test]
+fn a_write_that_fails_half_way_without_saying_where_leaves_every_sector_with_its_tuple() {
+    for (guard, sector) in common::formats() {
+        let disk = Disk::new(guard, sector, 1 << 20, 1 << 20);
+        let len = 16 * sector.len();
+        let (old, new) = (pattern(len, 1), pattern(len, 2));
+        faulty(&disk, Faults::default()).write_at(0, &old).unwrap();
+        let start = disk.volume.geometry().data_at(5 * sector.bytes());
+        let range = start..start + 3 * sector.bytes();
+        let fault = Fault { range, reads: false, error: Error::NoSpace };
+        let mut client = faulty(&disk, Faults { faults: vec![fault], ..Faults::default() });
+        assert_eq!(client.write_at(0, &new), Err(Error::NoSpace));
+        drop(client);
+        let mut found = vec![0; len];
+        faulty(&disk, Faults::default()).read_at(0, &mut found).unwrap();
+        let (from, to) = (5 * sector.len(), 8 * sector.len());
+        assert!(found[..from] == new[..from] && found[to..] == new[to..], "not written");
+        assert!(found[from..to] == old[from..to], "the sectors that fail are as they were");
+        assert_eq!(disk.volume.errors().total(), 0);
+    }
+}
+
+#[test]
+fn a_flush_that_waited_for_one_that_failed_fails() {
+    let disk = Disk::new(GuardKind::Crc64, BlockSize::PAGE, 1 << 20, 1 << 20);
+    let mut queue = disk.faulty_queue(Faults { flush: Some(Error::IO), ..Faults::default() }, 1);
+    let mut ended = Vec::new();
+    queue.submit(Bio::flush()).unwrap();
+    queue.submit(Bio::flush()).unwrap();
+    while ended.len() < 2 {
+        queue.reap(&mut ended);
+    }
+    let results: Vec<_> = ended.iter().map(|item| item.result).collect();
+    assert_eq!(results, [Err(Error::IO), Err(Error::FlushFailed)]);
+}
+
 /// Writes 16 sectors where there is space for fewer, over sectors that were written before or not.
 fn run_out_of_space(disk: &Disk, space: u64, written_before: bool) {
     let sector = disk.volume.geometry().sector();

@@ -39,6 +39,10 @@ impl<D: BlockDevice> Queue<D> {
     }
 
     pub(super) fn begin_lead(&mut self, key: usize) {
+        if self.volume.flush_failed() {
+            // It failed after this one was asked for.
+            return self.finish_lead(key, Err(Error::FlushFailed));
+        }
         self.jobs[key].step = Step::Lead(Lead::default());
         self.proceed(key);
     }
@@ -144,7 +148,12 @@ impl<D: BlockDevice> Queue<D> {
             );
             self.volume.set_flush_failed();
         }
-        self.finish_lead(key, result.map(drop));
+        let result = match result {
+            // Another queue's flush failed meanwhile, and took the error with it.
+            Ok(_) if self.volume.flush_failed() => Err(Error::FlushFailed),
+            result => result.map(drop),
+        };
+        self.finish_lead(key, result);
     }
 
     fn finish_lead(&mut self, key: usize, result: Result<(), Error>) {

@@ -2,7 +2,7 @@
 
 use holdfast_bio::{Bio, Error};
 use holdfast_iov::Memory;
-use holdfast_units::{BlockSize, to_usize};
+use holdfast_units::{BlockSize, to_u64, to_usize};
 
 use crate::cache::Way;
 use crate::claims::{Mode, Sectors};
@@ -24,6 +24,22 @@ pub(super) struct Job {
     pub(super) edge: Edge,
     /// The guards of what is being written, where the memory has no room for them.
     pub(super) guards: Vec<u64>,
+    /// A write that failed, and is repeated a sector at a time.
+    pub(super) narrow: Option<Narrow>,
+    /// Why the range could not be made zeros, while it is discarded instead.
+    pub(super) zero_error: Option<Error>,
+    /// How often other groups' tuples could not be written back to make room.
+    pub(super) write_back_failures: u8,
+}
+
+/// A write of several sectors that failed. The device may have stored any of them, and does not say
+/// which; written one by one, each is stored or is not.
+#[derive(Debug)]
+pub(super) struct Narrow {
+    /// Why it failed first.
+    pub(super) error: Error,
+    /// The sectors that could not be written alone either, counted from the first.
+    pub(super) failed: Vec<usize>,
 }
 
 /// What a job holds.
@@ -83,7 +99,43 @@ impl Job {
             done: 0,
             edge: Edge::Head,
             guards: Vec::new(),
+            narrow: None,
+            zero_error: None,
+            write_back_failures: 0,
             bio,
+        }
+    }
+
+    /// Goes on after an error of a write, a sector at a time. `Err` when there was only one.
+    pub(super) fn narrow_down(&mut self, error: Error, sector: BlockSize) -> Result<(), Error> {
+        if self.sectors.count == 1 {
+            return Err(error);
+        }
+        let index = to_usize(sector.count(self.done));
+        match &mut self.narrow {
+            None => {
+                self.narrow = Some(Narrow { error, failed: Vec::new() });
+                self.done = sector.align_down(self.done);
+            }
+            Some(narrow) => {
+                narrow.failed.push(index);
+                self.done = to_u64((index + 1) * sector.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whether the range's sector `index` has been written.
+    pub(super) fn is_stored(&self, index: usize, sector: BlockSize) -> bool {
+        let passed = index < to_usize(sector.count(self.done));
+        passed && !self.narrow.as_ref().is_some_and(|narrow| narrow.failed.contains(&index))
+    }
+
+    /// Returns why a part of the range could not be written, though the rest was.
+    pub(super) fn first_failure(&self) -> Result<(), Error> {
+        match &self.narrow {
+            Some(narrow) if !narrow.failed.is_empty() => Err(narrow.error),
+            _ => Ok(()),
         }
     }
 

@@ -306,7 +306,13 @@ impl<D: BlockDevice> Queue<D> {
         let first = self.limits.sector.align_down(job.bio.offset);
         let whole = to_u64(self.limits.whole_sectors(job.bio.offset, job.bio.len));
         let (done, memory) = (job.done, std::mem::take(&mut job.bio.memory));
-        let mut bio = Bio::new(job.bio.op, geometry.data_at(first) + done, whole - done, memory);
+        let most = if job.narrow.is_some() {
+            self.limits.sector.bytes() - self.limits.sector.offset_in(done)
+        } else {
+            whole
+        };
+        let len = (whole - done).min(most);
+        let mut bio = Bio::new(job.bio.op, geometry.data_at(first) + done, len, memory);
         bio.start = to_usize(done);
         if let Memory::Iov(iter) = &mut bio.memory {
             iter.advance(to_usize(done));
@@ -412,8 +418,25 @@ impl<D: BlockDevice> Queue<D> {
                 drop(ended);
                 self.proceed(token.job);
             }
-            Err(error) => self.finish(token.job, Err(error)),
+            Err(error) => {
+                drop(ended);
+                self.write_back_failed(token.job, error);
+            }
         }
+    }
+
+    /// Goes on after tuples of another group could not be written back: they stay in the cache, and
+    /// there may be room elsewhere.
+    fn write_back_failed(&mut self, key: usize, error: Error) {
+        const FAILURES_MAX: u8 = 16;
+        tracing::error!("changed tuples stay in memory, since they cannot be written: {error}");
+        let job = &mut self.jobs[key];
+        job.write_back_failures += 1;
+        if job.write_back_failures == FAILURES_MAX {
+            return self.finish(key, Err(error));
+        }
+        job.step = Step::Pin;
+        self.proceed(key);
     }
 
     fn data_moved(&mut self, key: usize, ended: Ended) {
@@ -431,6 +454,10 @@ impl<D: BlockDevice> Queue<D> {
                 Ok(())
             }
             Err(error) => Err(error),
+        };
+        let result = match result {
+            Err(error) if job.bio.op == Op::Write => job.narrow_down(error, self.limits.sector),
+            result => result,
         };
         if result.is_ok() && job.done < whole {
             return self.send_data(key);

@@ -113,29 +113,33 @@ impl<D: BlockDevice> Queue<D> {
         }
     }
 
-    /// Stores the tuples of what has been written. After an error that is what was written whole:
-    /// a device that ran out of space half-way leaves no sector without its tuple.
+    /// Stores the tuples of what has been written. After an error those are the sectors that could
+    /// be written alone: a device that ran out of space half-way leaves none without its tuple.
     pub(super) fn data_written(&mut self, key: usize, result: Result<(), Error>) {
         let sector = self.limits.sector;
         let job = &self.jobs[key];
-        let written = to_usize(sector.count(job.done));
+        let result = result.and_then(|()| job.first_failure());
         let guards = match &job.bio.memory {
             Memory::Buffer(buffer) => buffer.guards(),
             Memory::Iov(_) | Memory::None => &job.guards,
         };
         let (way, first) = (job.way(), job.sectors.first);
         let first_lba = sector.count(job.bio.offset);
-        for (index, &guard) in guards[..written].iter().enumerate() {
-            let words = self.volume.tuple_words(first_lba + index as u64, guard);
-            self.volume.cache.set_tuple(way, first + index, words);
+        let mut stored = 0;
+        for (index, &guard) in guards[..job.sectors.count].iter().enumerate() {
+            if job.is_stored(index, sector) {
+                let words = self.volume.tuple_words(first_lba + index as u64, guard);
+                self.volume.cache.set_tuple(way, first + index, words);
+                stored += 1;
+            }
         }
-        if written > 0 {
+        if stored > 0 {
             self.volume.cache.mark_dirty(way);
-            self.volume.forget_reported(first_lba, written as u64);
+            self.volume.forget_reported(first_lba, job.sectors.count as u64);
         }
         match result {
             Ok(()) => self.finish(key, Ok(())),
-            Err(error) => self.mend(key, written, error),
+            Err(error) => self.mend(key, 0, error),
         }
     }
 
@@ -195,7 +199,16 @@ impl<D: BlockDevice> Queue<D> {
         let fast = matches!(job.bio.op, Op::Zero { fast: true, .. });
         let is_write = ended.bio.op == Op::Write;
         match ended.result {
+            Err(_) if job.zero_error.is_some() => {
+                let error = job.zero_error.unwrap_or(Error::IO);
+                self.finish(key, Err(error));
+            }
             Err(Error::Unsupported) if !is_write && !fast => self.write_zeros(key, ended.bio),
+            Err(error) if !is_write && error != Error::Unsupported => {
+                // Some of the range may be zeros already. A discard needs no space.
+                job.zero_error = Some(error);
+                self.send_bio(Bio { op: Op::Discard, ..ended.bio });
+            }
             Err(error) => {
                 let written =
                     Sectors { count: to_usize(self.limits.sector.count(job.done)), ..sectors };
@@ -208,8 +221,9 @@ impl<D: BlockDevice> Queue<D> {
                 self.write_zeros(key, ended.bio);
             }
             Ok(_) => {
+                let result = job.zero_error.map_or(Ok(()), Err);
                 self.clear_tuples(key, way, sectors);
-                self.finish(key, Ok(()));
+                self.finish(key, result);
             }
         }
     }
