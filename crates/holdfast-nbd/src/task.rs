@@ -86,6 +86,8 @@ pub(crate) struct Tasks {
     verifying: Option<usize>,
     /// What the message that is being sent keeps, in bytes.
     sending_bytes: usize,
+    /// What of it is no data, in bytes.
+    sending_heap_bytes: usize,
     tasks: Slab<Task>,
     /// Tasks with chunks to submit.
     todo: VecDeque<usize>,
@@ -99,6 +101,10 @@ pub(crate) struct Tasks {
 impl Tasks {
     /// The most requests in flight on a connection.
     const REQUESTS_MAX: usize = 256;
+    /// The most answers about what is allocated that are being made.
+    const STATUS_MAX: usize = 8;
+    /// From so many bytes of unsent replies without data on, no request is begun.
+    const HEAP_BYTES_MAX: usize = 64 << 10;
     /// The most chunks of one request in flight.
     const CHUNKS_MAX: usize = 8;
     /// The most extents in one answer about what is allocated.
@@ -116,6 +122,7 @@ impl Tasks {
             exclusive: None,
             verifying: None,
             sending_bytes: 0,
+            sending_heap_bytes: 0,
             tasks: Slab::new(),
             todo: VecDeque::new(),
             payload: None,
@@ -134,7 +141,12 @@ impl Tasks {
     pub(crate) fn has_room(&self) -> bool {
         // The data of a read are a piece of their own.
         let replies = (self.outgoing.pieces() + self.deferred.pieces()) / 2;
+        let heap_bytes =
+            self.sending_heap_bytes + self.outgoing.heap_bytes() + self.deferred.heap_bytes();
+        let is_status = |(_, task): &(usize, &Task)| matches!(task.how, How::Status(..));
         self.tasks.len() + replies < Self::REQUESTS_MAX
+            && heap_bytes < Self::HEAP_BYTES_MAX
+            && self.tasks.iter().filter(is_status).count() < Self::STATUS_MAX
     }
 
     /// Returns whether nothing is in flight or waits to be sent.
@@ -626,12 +638,13 @@ impl Tasks {
         }
         let message = Box::new(std::mem::take(&mut self.outgoing));
         self.sending_bytes = message.buffer_bytes();
+        self.sending_heap_bytes = message.heap_bytes();
         Some(message)
     }
 
     /// Takes back what was not sent.
     pub(crate) fn put_back(&mut self, mut message: Message) {
-        self.sending_bytes = 0;
+        (self.sending_bytes, self.sending_heap_bytes) = (0, 0);
         message.append(&mut self.outgoing);
         self.outgoing = message;
     }
