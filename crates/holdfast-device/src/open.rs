@@ -75,7 +75,7 @@ impl Backing {
     pub fn open(path: &Path, access: Access) -> Result<Self, OpenError> {
         let mut options = OpenOptions::new();
         options.read(true).write(access == Access::ReadWrite);
-        Self::open_with(path, access, &options)
+        Self::take(open_file(path, access, &options)?, path, access)
     }
 
     /// Creates a sparse file of `bytes`, or takes a block device that is at least so large.
@@ -87,34 +87,20 @@ impl Backing {
         let is_device = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(!is_device);
-        let mut backing = Self::open_with(path, Access::ReadWrite, &options)?;
-        if !is_device {
-            backing.resize(bytes)?;
+        let file = open_file(path, Access::ReadWrite, &options)?;
+        let taken = Self::take(file, path, Access::ReadWrite);
+        if is_device {
+            return taken;
         }
-        Ok(backing)
+        taken.and_then(|backing| backing.resize(bytes)).inspect_err(|_| {
+            // It was made here, and is of no use; the first error is the one to tell.
+            let _removed = fs::remove_file(path);
+        })
     }
 
-    fn open_with(path: &Path, access: Access, options: &OpenOptions) -> Result<Self, OpenError> {
+    /// Locks and measures what was opened.
+    fn take(file: File, path: &Path, access: Access) -> Result<Self, OpenError> {
         let error = |what| move |source| OpenError::Io { what, path: path.to_owned(), source };
-        let is_device = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
-        // open(2): on a block device this excludes the kernel's own users, such as a mounted file
-        // system, which take no locks.
-        let exclusive =
-            if is_device && access == Access::ReadWrite { OFlags::EXCL } else { OFlags::empty() };
-        let flags = (OFlags::DIRECT | exclusive).bits().cast_signed();
-        let file = match options.clone().custom_flags(flags).open(path) {
-            Err(found) if found.kind() == io::ErrorKind::ResourceBusy => {
-                return Err(OpenError::InUse { path: path.to_owned(), holder: None });
-            }
-            // The file system knows no direct I/O.
-            Err(found) if found.raw_os_error() == Some(22) => {
-                // A file that was created by the first try is opened by the second.
-                let flags = exclusive.bits().cast_signed();
-                let mut again = options.clone();
-                again.create_new(false).custom_flags(flags).open(path).map_err(error("open"))?
-            }
-            other => other.map_err(error("open"))?,
-        };
         let meta = file.metadata().map_err(error("examine"))?;
         let kind = meta.file_type();
         if !kind.is_file() && !kind.is_block_device() {
@@ -127,14 +113,14 @@ impl Backing {
         Ok(Self { path, fd, bytes, access, block, memory_alignment })
     }
 
-    fn resize(&mut self, bytes: u64) -> Result<(), OpenError> {
+    fn resize(mut self, bytes: u64) -> Result<Self, OpenError> {
         rustix::fs::ftruncate(&self.fd, bytes).map_err(|errno| OpenError::Io {
             what: "set the size of",
             path: self.path.clone(),
             source: errno.into(),
         })?;
         self.bytes = bytes;
-        Ok(())
+        Ok(self)
     }
 
     /// Returns the path it was opened by.
@@ -169,6 +155,30 @@ impl Backing {
     /// EMFILE.
     pub fn descriptor(&self) -> io::Result<OwnedFd> {
         self.fd.try_clone()
+    }
+}
+
+/// Opens for direct I/O where the file system knows it.
+fn open_file(path: &Path, access: Access, options: &OpenOptions) -> Result<File, OpenError> {
+    let error = |what| move |source| OpenError::Io { what, path: path.to_owned(), source };
+    let is_device = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+    // open(2): on a block device this excludes the kernel's own users, such as a mounted file
+    // system, which take no locks.
+    let exclusive =
+        if is_device && access == Access::ReadWrite { OFlags::EXCL } else { OFlags::empty() };
+    let flags = (OFlags::DIRECT | exclusive).bits().cast_signed();
+    match options.clone().custom_flags(flags).open(path) {
+        Err(found) if found.kind() == io::ErrorKind::ResourceBusy => {
+            Err(OpenError::InUse { path: path.to_owned(), holder: None })
+        }
+        // The file system knows no direct I/O.
+        Err(found) if found.raw_os_error() == Some(22) => {
+            // A file that was created by the first try is opened by the second.
+            let flags = exclusive.bits().cast_signed();
+            let mut again = options.clone();
+            again.create_new(false).custom_flags(flags).open(path).map_err(error("open"))
+        }
+        other => other.map_err(error("open")),
     }
 }
 

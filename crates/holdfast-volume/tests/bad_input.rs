@@ -295,7 +295,7 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
 
 #[test]
 fn a_write_that_fails_half_way_without_saying_where_leaves_every_sector_with_its_tuple() {
-    for (guard, sector) in common::formats() {
+    for (guard, sector) in formats() {
         let disk = Disk::new(guard, sector, 1 << 20, 1 << 20);
         let len = 16 * sector.len();
         let (old, new) = (pattern(len, 1), pattern(len, 2));

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use holdfast_bio::{Bio, BlockDevice, Error, Op};
 use holdfast_device::{Access, Backing, FileDevice};
 use holdfast_iov::Memory;
 use holdfast_ring::{Ring, SharedRing};
-use holdfast_volume::{CreateOptions, OpenOptions, Queue, Volume};
+use holdfast_volume::{CreateOptions, OpenOptions, Queue, Volume, VolumeError};
 
 use crate::progress::Progress;
 
@@ -63,9 +63,10 @@ impl OpenVolume {
 }
 
 /// Makes a volume of a size that is given as options by `choose`, which is told how many bytes a
-/// block device has.
+/// block device has. A block device that holds a volume is only taken by `force`.
 pub(crate) fn create(
     path: &Path,
+    force: bool,
     choose: impl FnOnce(Option<u64>) -> anyhow::Result<CreateOptions>,
 ) -> anyhow::Result<CreateOptions> {
     let is_device = is_block_device(path);
@@ -76,6 +77,11 @@ pub(crate) fn create(
     let created = (|| {
         let mut device = FileDevice::new(&backing, &ring()?)?;
         if is_device {
+            // A refusal must come before anything is wiped.
+            check_fits(&backing, &options)?;
+            if !force && holds_volume(&mut device) {
+                bail!("{} holds a Holdfast volume already (--force replaces it)", path.display());
+            }
             zero(&mut device, options.geometry()?.device_len())?;
         }
         Ok(Volume::create(&mut device, &options)?)
@@ -85,6 +91,28 @@ pub(crate) fn create(
             tracing::warn!("{} is no volume, and cannot be removed: {error}", path.display());
         }
     })
+}
+
+/// Returns whether a device holds a volume, if only one for a newer program.
+fn holds_volume(device: &mut FileDevice) -> bool {
+    match Volume::peek(device) {
+        Ok(_) => true,
+        Err(VolumeError::Format(error)) => error.is_newer(),
+        Err(_) => false,
+    }
+}
+
+/// Refuses a device that has no room for the volume, or that cannot write its sectors.
+fn check_fits(backing: &Backing, options: &CreateOptions) -> anyhow::Result<()> {
+    let (sector, block) = (options.sector, backing.block());
+    if block > sector {
+        return Err(VolumeError::Sector { sector, block }.into());
+    }
+    let (needed, found) = (options.geometry()?.device_len(), backing.bytes());
+    if needed > found {
+        return Err(VolumeError::TooSmall { needed, found }.into());
+    }
+    Ok(())
 }
 
 /// Makes a device read as zeros, in the way that is cheapest for it: what was never written must be

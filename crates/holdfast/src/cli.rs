@@ -45,6 +45,9 @@ pub(crate) struct Create {
     /// what fits.
     #[arg(long, value_parser = parse_size)]
     pub(crate) size: Option<u64>,
+    /// Replace the volume that a block device holds. A file that exists is never replaced.
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) format: Format,
 }
@@ -125,6 +128,9 @@ pub(crate) struct Import {
     pub(crate) from: PathBuf,
     /// The volume.
     pub(crate) path: PathBuf,
+    /// Replace what a volume that exists holds.
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) format: Format,
 }
@@ -135,7 +141,7 @@ pub(crate) struct Export {
     pub(crate) path: PathBuf,
     /// The raw image or block device to write.
     pub(crate) to: PathBuf,
-    /// Overwrite an image that exists.
+    /// Overwrite an image that exists, or a block device. What is in use is never overwritten.
     #[arg(long)]
     pub(crate) force: bool,
 }

@@ -1,8 +1,9 @@
 //! `holdfast import` and `holdfast export`
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -11,7 +12,7 @@ use holdfast_device::FileDevice;
 use holdfast_iov::{BUFFER_MAX, BUFFER_MIN, Memory, Pool};
 use holdfast_units::{to_u64, to_usize};
 use holdfast_volume::{OpenOptions as VolumeOptions, Queue};
-use rustix::fs::{OFlags, SeekFrom};
+use rustix::fs::{FlockOperation, OFlags, SeekFrom};
 
 use crate::Outcome;
 use crate::backing::{self, OpenVolume};
@@ -58,20 +59,30 @@ impl Pipeline {
         while self.in_flight >= limit {
             self.queue.wait();
             self.queue.reap(&mut self.ended);
+            let mut outcome = Ok(());
             for Ended { bio, result } in self.ended.drain(..) {
+                // Each is counted, also behind one that failed.
                 self.in_flight -= 1;
-                result.with_context(|| format!("at byte {} of the volume", bio.offset))?;
-                each(&bio)?;
+                let one = result
+                    .with_context(|| format!("at byte {} of the volume", bio.offset))
+                    .and_then(|_| each(&bio));
+                outcome = outcome.and(one);
             }
+            outcome?;
         }
         Ok(())
     }
 
-    /// Makes everything durable.
+    /// Makes everything durable that could be written. Returns the first error.
     fn finish(mut self) -> anyhow::Result<()> {
-        self.wait_below(1, &mut ignore)?;
+        let mut outcome = Ok(());
+        while self.in_flight > 0 {
+            let waited = self.wait_below(1, &mut ignore);
+            outcome = outcome.and(waited);
+        }
         self.submit(Bio::flush(), &mut ignore)?;
-        self.wait_below(1, &mut ignore)
+        let flushed = self.wait_below(1, &mut ignore);
+        outcome.and(flushed)
     }
 }
 
@@ -84,14 +95,29 @@ pub(crate) fn import(arguments: &Import) -> anyhow::Result<Outcome> {
     let source = File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
     let len = rustix::fs::seek(&source, SeekFrom::End(0))
         .with_context(|| format!("cannot measure {}", from.display()))?;
-    if !arguments.path.exists() {
+    if arguments.path.exists() {
+        if !arguments.force {
+            bail!(
+                "{} exists, and what it holds would be replaced (--force does it)",
+                arguments.path.display()
+            );
+        }
+    } else {
         let sector = arguments.format.sector;
         let Some(capacity) = sector.align_up(len).filter(|&capacity| capacity > 0) else {
             bail!("{} is empty: there is nothing to import", from.display());
         };
-        backing::create(&arguments.path, |_| Ok(arguments.format.options(capacity)))?;
+        backing::create(&arguments.path, false, |_| Ok(arguments.format.options(capacity)))?;
     }
     let open = OpenVolume::open(&arguments.path, &VolumeOptions::default())?;
+    let filled = fill(&open, from, &source, len);
+    let closed = open.close();
+    filled.and(closed)?;
+    Ok(Outcome::Fine)
+}
+
+/// Copies a source of `len` bytes into a volume, and makes it durable.
+fn fill(open: &OpenVolume, from: &Path, source: &File, len: u64) -> anyhow::Result<()> {
     let capacity = open.volume.geometry().capacity();
     if len > capacity {
         bail!(
@@ -99,12 +125,23 @@ pub(crate) fn import(arguments: &Import) -> anyhow::Result<Outcome> {
             from.display()
         );
     }
-    let mut pipeline = Pipeline::new(&open)?;
+    let mut pipeline = Pipeline::new(open)?;
+    let copied = import_all(&mut pipeline, source, len, capacity);
+    let finished = pipeline.finish();
+    copied.and(finished)
+}
+
+fn import_all(
+    pipeline: &mut Pipeline,
+    source: &File,
+    len: u64,
+    capacity: u64,
+) -> anyhow::Result<()> {
     let mut progress = Progress::new("importing", capacity);
     let sector = pipeline.queue.limits().sector;
     let mut position = 0;
     while position < capacity {
-        let (data, hole) = next_data(&source, position, len)?.unwrap_or((capacity, capacity));
+        let (data, hole) = next_data(source, position, len)?.unwrap_or((capacity, capacity));
         // A sector that is data in part is data.
         let data = sector.align_down(data).max(position);
         if data > position {
@@ -113,13 +150,11 @@ pub(crate) fn import(arguments: &Import) -> anyhow::Result<Outcome> {
             position += len;
         } else {
             let end = sector.align_up(hole).unwrap_or(capacity).min(capacity);
-            position += import_chunk(&mut pipeline, &source, position..end, len)?;
+            position += import_chunk(pipeline, source, position..end, len)?;
         }
         progress.at(position);
     }
-    pipeline.finish()?;
-    open.close()?;
-    Ok(Outcome::Fine)
+    Ok(())
 }
 
 /// Submits the write of the first chunk of a range. What lies behind the end of the source is zeros.
@@ -164,8 +199,25 @@ pub(crate) fn export(arguments: &Export) -> anyhow::Result<Outcome> {
     let options = VolumeOptions { read_only: true, ..VolumeOptions::default() };
     let open = OpenVolume::open(&arguments.path, &options)?;
     let capacity = open.volume.geometry().capacity();
-    let (target, holes_are_zeros) = open_target(&arguments.to, arguments.force, capacity)?;
-    let mut pipeline = Pipeline::new(&open)?;
+    let (target, is_new) = open_target(&arguments.to, arguments.force)?;
+    let exported = check_target(&arguments.to, &target, &open).and_then(|is_device| {
+        size_target(&arguments.to, &target, is_device, capacity)?;
+        export_all(&open, &target, !is_device)
+    });
+    if exported.is_err()
+        && is_new
+        && let Err(error) = std::fs::remove_file(&arguments.to)
+    {
+        tracing::warn!("{} is incomplete, and stays: {error}", arguments.to.display());
+    }
+    exported?;
+    Ok(Outcome::Fine)
+}
+
+/// Copies the whole disk to a target, in which what is not written may be zeros.
+fn export_all(open: &OpenVolume, target: &File, holes_are_zeros: bool) -> anyhow::Result<()> {
+    let capacity = open.volume.geometry().capacity();
+    let mut pipeline = Pipeline::new(open)?;
     let mut progress = Progress::new("exporting", capacity);
     let mut store = |bio: &Bio| {
         let bytes = bio.memory.buffer().map_or(&[][..], |buffer| buffer.as_slice());
@@ -183,34 +235,70 @@ pub(crate) fn export(arguments: &Export) -> anyhow::Result<Outcome> {
         progress.at(position);
     }
     pipeline.wait_below(1, &mut store)?;
-    target.sync_all().context("cannot make the image durable")?;
-    Ok(Outcome::Fine)
+    target.sync_all().context("cannot make the image durable")
 }
 
-/// Opens what is written to, and says whether what is not written there is zeros.
-fn open_target(to: &Path, force: bool, capacity: u64) -> anyhow::Result<(File, bool)> {
-    let is_device = backing::is_block_device(to);
+/// Opens what is written to, as it is, and says whether it was made.
+fn open_target(to: &Path, force: bool) -> anyhow::Result<(File, bool)> {
     let mut options = OpenOptions::new();
     options.write(true).mode(0o600);
-    if is_device {
+    let opened = if backing::is_block_device(to) {
+        if !force {
+            bail!("{} is a block device (--force overwrites it)", to.display());
+        }
         // open(2): fails when the device is in use, by a mounted file system for instance.
-        options.custom_flags(OFlags::EXCL.bits().cast_signed());
+        options.custom_flags(OFlags::EXCL.bits().cast_signed()).open(to).map(|file| (file, false))
     } else {
-        options.create(true).truncate(true).create_new(!force);
-    }
-    let target = options.open(to).with_context(|| {
+        match options.create_new(true).open(to) {
+            Err(error) if force && error.kind() == ErrorKind::AlreadyExists => {
+                options.create_new(false).open(to).map(|file| (file, false))
+            }
+            made => made.map(|file| (file, true)),
+        }
+    };
+    opened.with_context(|| {
         let hint = if to.exists() && !force { " (--force overwrites it)" } else { "" };
         format!("cannot write {}{hint}", to.display())
-    })?;
+    })
+}
+
+/// Refuses a target that is the volume itself or in use, and says whether it is a block device.
+fn check_target(to: &Path, target: &File, open: &OpenVolume) -> anyhow::Result<bool> {
+    let (found, source) = (target.metadata()?, File::from(open.backing.descriptor()?).metadata()?);
+    let is_device = found.file_type().is_block_device();
+    if !is_device && !found.is_file() {
+        bail!("{} is neither a file nor a block device", to.display());
+    }
+    let is_same = if is_device {
+        source.file_type().is_block_device() && found.rdev() == source.rdev()
+    } else {
+        (found.dev(), found.ino()) == (source.dev(), source.ino())
+    };
+    if is_same {
+        bail!("{} is the volume itself", to.display());
+    }
+    match rustix::fs::flock(target, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!("{} is in use by another process", to.display())
+        }
+        locked => locked.with_context(|| format!("cannot lock {}", to.display()))?,
+    }
+    Ok(is_device)
+}
+
+/// Makes a file empty and as large as the disk; a device must be large enough.
+fn size_target(to: &Path, target: &File, is_device: bool, capacity: u64) -> anyhow::Result<()> {
     if is_device {
-        let found = rustix::fs::seek(&target, SeekFrom::End(0))?;
+        let found = rustix::fs::seek(target, SeekFrom::End(0))?;
         if found < capacity {
             bail!("{} has {found} bytes, and the disk {capacity}", to.display());
         }
-    } else {
-        target.set_len(capacity).with_context(|| format!("cannot size {}", to.display()))?;
+        return Ok(());
     }
-    Ok((target, !is_device))
+    target
+        .set_len(0)
+        .and_then(|()| target.set_len(capacity))
+        .with_context(|| format!("cannot size {}", to.display()))
 }
 
 /// Returns how many bytes from `position` on are data, or are not.

@@ -1,5 +1,7 @@
 //! `holdfast create`
 
+use std::io::Write;
+
 use anyhow::bail;
 use holdfast_volume::Geometry;
 use indicatif::BinaryBytes;
@@ -10,7 +12,7 @@ use crate::cli::Create;
 
 pub(crate) fn run(arguments: &Create) -> anyhow::Result<Outcome> {
     let format = arguments.format;
-    let options = backing::create(&arguments.path, |device_bytes| {
+    let options = backing::create(&arguments.path, arguments.force, |device_bytes| {
         let capacity = match (arguments.size, device_bytes) {
             (Some(size), _) => size,
             (None, Some(bytes)) => {
@@ -24,15 +26,14 @@ pub(crate) fn run(arguments: &Create) -> anyhow::Result<Outcome> {
         };
         Ok(format.options(capacity))
     })?;
-    #[expect(clippy::print_stdout, reason = "the command's answer")]
-    {
-        println!(
-            "{}: a disk of {} in sectors of {} bytes, guard {}",
-            arguments.path.display(),
-            BinaryBytes(options.capacity),
-            options.sector,
-            options.guard
-        );
-    }
+    // The volume is there, also when nobody reads the answer.
+    let _closed = writeln!(
+        std::io::stdout(),
+        "{}: a disk of {} in sectors of {} bytes, guard {}",
+        arguments.path.display(),
+        BinaryBytes(options.capacity),
+        options.sector,
+        options.guard
+    );
     Ok(Outcome::Fine)
 }

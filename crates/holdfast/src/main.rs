@@ -15,6 +15,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use holdfast_bio::Error;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
@@ -30,8 +31,8 @@ enum Outcome {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // What a scrub finds is in its report.
-    let reports = matches!(cli.command, Command::Verify(_));
+    // What a scrub finds is in its report, and what ends an export is in its one line.
+    let reports = matches!(cli.command, Command::Verify(_) | Command::Export(_));
     let default = if reports { "info,holdfast::corrupt=off" } else { "info" };
     let filter =
         EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| EnvFilter::new(default));
@@ -49,9 +50,14 @@ fn main() -> ExitCode {
             {
                 eprintln!("holdfast: {error:#}");
             }
-            ExitCode::from(2)
+            ExitCode::from(if is_corruption(&error) { 1 } else { 2 })
         }
     }
+}
+
+/// Returns whether a command ended because the data have problems.
+fn is_corruption(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(Error::Mismatch(_))))
 }
 
 fn run(command: &Command) -> anyhow::Result<Outcome> {

@@ -32,23 +32,33 @@ pub(crate) fn run(arguments: &Serve) -> anyhow::Result<Outcome> {
     if let Some(capacity) = arguments.create
         && !path.exists()
     {
-        backing::create(path, |_| Ok(arguments.format.options(capacity)))?;
+        backing::create(path, false, |_| Ok(arguments.format.options(capacity)))?;
     }
     let options =
         OpenOptions { cache_bytes: to_usize(arguments.cache_size), read_only: arguments.read_only };
     let open = OpenVolume::open(path, &options)?;
+    let served = serve(arguments, &open);
+    // What failed to start or to go on still leaves a closed volume behind, if it can be flushed.
+    let closed = flush(&open).and_then(|()| open.close());
+    served.and(closed)?;
+    tracing::info!("{} is closed", path.display());
+    Ok(Outcome::Fine)
+}
+
+/// Serves an open volume until the reactors stop.
+fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
     let listeners = listen(arguments)?;
     let threads = threads(arguments);
     let wakers = (0..threads).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
     stop_on_signals(&wakers)?;
-    announce(&open, &listeners);
-    let exports: Arc<[Export]> = Arc::new([export(&open)]);
-    let served = thread::scope(|scope| {
+    announce(open, &listeners);
+    let exports: Arc<[Export]> = Arc::new([export(open)]);
+    thread::scope(|scope| {
         let reactors: Vec<_> = wakers
             .iter()
             .map(|waker| {
                 let (open, listeners, exports) =
-                    (Shared::of(&open), &listeners, Arc::clone(&exports));
+                    (Shared::of(open), &listeners, Arc::clone(&exports));
                 let wakers = &wakers;
                 scope.spawn(move || {
                     let result = react(&open, listeners, exports, waker, threads);
@@ -61,13 +71,7 @@ pub(crate) fn run(arguments: &Serve) -> anyhow::Result<Outcome> {
         reactors.into_iter().try_for_each(|reactor| {
             reactor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
-    });
-    drop(listeners);
-    served?;
-    flush(&open)?;
-    open.close()?;
-    tracing::info!("{} is closed", path.display());
-    Ok(Outcome::Fine)
+    })
 }
 
 /// What the threads share of an open volume. Its ring is the main thread's.

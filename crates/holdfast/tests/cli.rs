@@ -245,3 +245,69 @@ fn what_cannot_be_is_refused_in_one_line() {
     assert!(refusal(&["serve", path]).contains("superblock"));
     assert!(refusal(&["verify", str_of(dir.path())]).contains("neither a file nor a block device"));
 }
+
+#[test]
+fn an_export_destroys_neither_its_source_nor_what_is_in_use() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (volume, other) = (path_in(&dir, "disk.hf"), path_in(&dir, "other.hf"));
+    let (path, to) = (str_of(&volume), str_of(&other));
+    holdfast(&["create", path, "--size", "4M"]);
+    assert!(refusal(&["export", path, path]).contains("--force overwrites it"));
+    assert!(refusal(&["export", path, path, "--force"]).contains("is the volume itself"));
+    let link = path_in(&dir, "link.hf");
+    fs::hard_link(&volume, &link).expect("a link");
+    assert!(refusal(&["export", path, str_of(&link), "--force"]).contains("the volume itself"));
+    let server = Server::start(&other, &["--create", "4M"]);
+    assert!(refusal(&["export", path, to, "--force"]).contains("is in use by another process"));
+    assert_eq!(server.stop().0, Some(0));
+    for volume in [path, to] {
+        assert_eq!(holdfast(&["verify", volume]).status.code(), Some(0), "{volume}");
+    }
+    let output = holdfast(&["export", path, to, "--force"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(fs::read(&other).expect("the image"), vec![0; 4 << 20]);
+}
+
+#[test]
+fn an_import_replaces_a_volume_only_by_force() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (raw, volume) = (path_in(&dir, "raw"), path_in(&dir, "disk.hf"));
+    let (from, path) = (str_of(&raw), str_of(&volume));
+    image(&raw, 8 << 20);
+    holdfast(&["create", path, "--size", "4M"]);
+    assert!(refusal(&["import", from, path]).contains("would be replaced"));
+    // It is too large, which leaves the volume closed.
+    assert!(refusal(&["import", from, path, "--force"]).contains("make a larger one"));
+    assert!(text(&holdfast(&["info", path]).stdout).contains("closed"));
+    image(&raw, 4 << 20);
+    assert!(holdfast(&["import", from, path, "--force"]).status.success());
+    assert_eq!(holdfast(&["verify", path]).status.code(), Some(0));
+}
+
+#[test]
+fn a_server_that_cannot_listen_leaves_a_closed_volume() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let volume = path_in(&dir, "disk.hf");
+    let path = str_of(&volume);
+    holdfast(&["create", path, "--size", "4M"]);
+    let nowhere = format!("unix:{}", str_of(&path_in(&dir, "none/socket")));
+    assert!(refusal(&["serve", path, "--nbd", &nowhere]).contains("cannot listen at"));
+    let info = holdfast(&["info", "--json", path]);
+    let value: Value = serde_json::from_slice(&info.stdout).expect("JSON");
+    assert_eq!(value["state"], "closed");
+}
+
+#[test]
+fn an_export_of_a_corrupt_volume_exits_with_1_and_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (raw, volume, back) =
+        (path_in(&dir, "raw"), path_in(&dir, "disk.hf"), path_in(&dir, "back"));
+    image(&raw, 8 << 20);
+    holdfast(&["import", str_of(&raw), str_of(&volume)]);
+    flip(&volume, FIRST_DATA + 4096 + 5);
+    let output = holdfast(&["export", str_of(&volume), str_of(&back)]);
+    let said = text(&output.stderr);
+    assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+    assert!(said.contains("mismatch at LBA 1"), "{said}");
+    assert!(!back.exists(), "a partial image was left behind");
+}
