@@ -22,6 +22,25 @@ pub trait BlockDevice {
     /// Blocks until there may be something to reap. Returns at once when nothing is in flight.
     fn wait(&mut self);
 
+    /// Runs one bio to its end, on a device on which nothing else is in flight.
+    fn run(&mut self, bio: Bio) -> Ended
+    where
+        Self: Sized,
+    {
+        let mut waiting = Some(bio);
+        let mut ended = Vec::new();
+        loop {
+            if let Some(bio) = waiting.take() {
+                waiting = self.submit(bio).err();
+            }
+            self.wait();
+            self.reap(&mut ended);
+            if let Some(item) = ended.pop() {
+                return item;
+            }
+        }
+    }
+
     /// Returns the first offset from `offset` on at which data may be stored, or `None` when from
     /// there on the device has only holes. A device that cannot tell returns `offset`.
     ///

@@ -43,7 +43,7 @@ impl MemoryDevice {
         self.pages().len()
     }
 
-    fn run(&self, bio: &mut Bio) -> Result<u64, Error> {
+    fn carry_out(&self, bio: &mut Bio) -> Result<u64, Error> {
         let (offset, len, start) = (bio.offset, to_usize(bio.len), bio.start);
         self.limits().check(bio.offset, bio.len)?;
         match (bio.op, &mut bio.memory) {
@@ -143,7 +143,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn submit(&mut self, mut bio: Bio) -> Result<(), Bio> {
-        let result = self.run(&mut bio);
+        let result = self.carry_out(&mut bio);
         self.ended.push(Ended { bio, result });
         Ok(())
     }

@@ -1,24 +1,8 @@
 //! Single transfers below the volume, for opening and closing it: one at a time, and complete.
 
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Op};
+use holdfast_bio::{Bio, BlockDevice, Error, Op};
 use holdfast_iov::{Buffer, Memory};
 use holdfast_units::{to_u64, to_usize};
-
-/// Runs one bio on a device on which nothing else is in flight.
-pub(crate) fn run<D: BlockDevice>(device: &mut D, bio: Bio) -> Ended {
-    let mut waiting = Some(bio);
-    let mut ended = Vec::new();
-    loop {
-        if let Some(bio) = waiting.take() {
-            waiting = device.submit(bio).err();
-        }
-        device.wait();
-        device.reap(&mut ended);
-        if let Some(item) = ended.pop() {
-            return item;
-        }
-    }
-}
 
 /// Reads or writes the first `len` bytes of `buffer` at `offset`, to the end.
 pub(crate) fn transfer<D: BlockDevice>(
@@ -33,7 +17,7 @@ pub(crate) fn transfer<D: BlockDevice>(
     while done < len {
         let rest = to_u64(len - done);
         let bio = Bio::new(op, offset + to_u64(done), rest, memory).with_start(done);
-        let ended = run(device, bio);
+        let ended = device.run(bio);
         match ended.result? {
             0 => return Err(Error::IO),
             moved => done += to_usize(moved),

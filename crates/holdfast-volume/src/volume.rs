@@ -460,6 +460,6 @@ fn write_superblock<D: BlockDevice>(
 }
 
 fn sync_device<D: BlockDevice>(device: &mut D) -> Result<(), VolumeError> {
-    let ended = raw::run(device, holdfast_bio::Bio::flush());
+    let ended = device.run(holdfast_bio::Bio::flush());
     ended.result.map(drop).map_err(device_error("flush the device"))
 }

@@ -129,7 +129,7 @@ fn zero(device: &mut FileDevice, len: u64) -> anyhow::Result<()> {
     while position < len {
         let step = STEP.min(len - position);
         let op = Op::Zero { keep, fast: false };
-        match run(device, Bio::new(op, position, step, Memory::None)) {
+        match device.run(Bio::new(op, position, step, Memory::None)).result {
             // A device that cannot unmap can be told to write zeros.
             Err(Error::Unsupported) if !keep => keep = true,
             Err(error) => return Err(error).context("cannot zero the device"),
@@ -138,21 +138,6 @@ fn zero(device: &mut FileDevice, len: u64) -> anyhow::Result<()> {
         progress.at(position);
     }
     Ok(())
-}
-
-/// Runs one bio on a device on which nothing else is in flight.
-fn run(device: &mut FileDevice, bio: Bio) -> Result<u64, Error> {
-    let mut ended = Vec::new();
-    if let Err(bio) = device.submit(bio) {
-        unreachable!("the queue of an idle device is not full: {bio:?}");
-    }
-    loop {
-        device.wait();
-        device.reap(&mut ended);
-        if let Some(item) = ended.pop() {
-            return item.result;
-        }
-    }
 }
 
 pub(crate) fn is_block_device(path: &Path) -> bool {

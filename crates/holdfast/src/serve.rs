@@ -110,20 +110,11 @@ fn react(
 }
 
 fn flush(open: &OpenVolume) -> anyhow::Result<()> {
-    let mut queue: Queue<FileDevice> = open.queue()?;
-    let mut ended = Vec::new();
-    let refused = queue.submit(Bio::flush());
-    debug_assert!(refused.is_ok(), "a volume's queue is never full");
-    while ended.is_empty() {
-        queue.wait();
-        queue.reap(&mut ended);
-    }
-    for item in ended {
-        item.result.context(
-            "the last flush failed: what was written since the one before it may be lost",
-        )?;
-    }
-    Ok(())
+    let ended = open.queue()?.run(Bio::flush());
+    ended
+        .result
+        .map(drop)
+        .context("the last flush failed: what was written since the one before it may be lost")
 }
 
 fn threads(arguments: &Serve) -> usize {

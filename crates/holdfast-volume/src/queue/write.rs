@@ -198,9 +198,13 @@ impl<D: BlockDevice> Queue<D> {
         let (way, sectors) = (job.way(), job.sectors);
         let fast = matches!(job.bio.op, Op::Zero { fast: true, .. });
         let is_write = ended.bio.op == Op::Write;
-        match ended.result {
-            Err(_) if job.zero_error.is_some() => {
-                let error = job.zero_error.unwrap_or(Error::IO);
+        let result = match ended.result {
+            Ok(0) if is_write => Err(Error::IO),
+            result => result,
+        };
+        match result {
+            Err(later) if job.zero_error.is_some() => {
+                let error = job.zero_error.unwrap_or(later);
                 self.finish(key, Err(error));
             }
             Err(Error::Unsupported) if !is_write && !fast => self.write_zeros(key, ended.bio),
@@ -215,7 +219,6 @@ impl<D: BlockDevice> Queue<D> {
                 self.clear_tuples(key, way, written);
                 self.finish(key, Err(error));
             }
-            Ok(0) if is_write => self.finish(key, Err(Error::IO)),
             Ok(moved) if is_write && job.done + moved < job.bio.len => {
                 job.done += moved;
                 self.write_zeros(key, ended.bio);
