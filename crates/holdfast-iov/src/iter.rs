@@ -29,55 +29,63 @@ pub struct Bvec {
 /// What keeps the segments valid.
 #[derive(Clone, Debug)]
 enum Backing {
+    /// No memory: there are no segments.
+    Nothing,
     Volatile(Arc<VolatileMemory>),
     Lent(Arc<Lease>),
 }
 
-/// A position in a list of segments.
+/// A list of segments, which any number of [`IovIter`]s share.
 ///
-/// All lengths are in bytes. Copies are short when the segments are; a copy moves the position by
-/// what it returns.
+/// A list can be cleared and filled again, so that a request that comes in the place of one that has
+/// ended needs no memory of its own.
 #[derive(Clone, Debug)]
-pub struct IovIter {
+pub struct SegmentList {
     backing: Backing,
     segments: Vec<Segment>,
-    index: usize,
-    skip: usize,
     count: usize,
 }
 
 // SAFETY: the addresses in `segments` stay valid on any thread while `backing` is held, and every
 // access to what they point to obeys the rules of volatile or of borrowed memory.
-unsafe impl Send for IovIter {}
+unsafe impl Send for SegmentList {}
+// SAFETY: as for `Send`; a shared list gives nothing but copies of addresses and lengths.
+unsafe impl Sync for SegmentList {}
 
-impl IovIter {
-    /// Returns an iterator over no segments of `memory`, to be filled by [`push`](Self::push).
-    pub fn new(memory: Arc<VolatileMemory>) -> Self {
-        Self {
-            backing: Backing::Volatile(memory),
-            segments: Vec::new(),
-            index: 0,
-            skip: 0,
-            count: 0,
-        }
+impl Default for SegmentList {
+    fn default() -> Self {
+        Self { backing: Backing::Nothing, segments: Vec::new(), count: 0 }
+    }
+}
+
+impl SegmentList {
+    /// Makes the list one of no segments of `memory`. Room for segments is kept.
+    pub fn reset(&mut self, memory: &Arc<VolatileMemory>) {
+        self.clear();
+        self.backing = Backing::Volatile(Arc::clone(memory));
     }
 
-    pub(crate) fn lent(lease: Arc<Lease>) -> Self {
-        let segment = Segment { start: lease.start(), len: lease.len(), provider: 0 };
-        let count = segment.len;
-        Self { backing: Backing::Lent(lease), segments: vec![segment], index: 0, skip: 0, count }
+    /// Lets go of the segments and their memory. Room for segments is kept.
+    pub fn clear(&mut self) {
+        self.segments.clear();
+        self.count = 0;
+        self.backing = Backing::Nothing;
+    }
+
+    /// Returns how many bytes the segments have.
+    pub const fn count(&self) -> usize {
+        self.count
     }
 
     /// Appends `len` bytes at `offset` of the region with this index. An empty segment is dropped.
     ///
     /// # Errors
     ///
-    /// [`OutOfRange`] when there is no such region or the range leaves it; the iterator is as it
-    /// was.
+    /// [`OutOfRange`] when there is no such region or the range leaves it; the list is as it was.
     ///
     /// # Panics
     ///
-    /// For an iterator over lent memory, which has no regions.
+    /// For a list of lent memory, or of none, which has no regions.
     pub fn push(&mut self, region: usize, offset: usize, len: usize) -> Result<(), OutOfRange> {
         let Backing::Volatile(memory) = &self.backing else {
             panic!("lent memory has no regions");
@@ -91,6 +99,55 @@ impl IovIter {
         }
         Ok(())
     }
+}
+
+/// A position in a list of segments.
+///
+/// All lengths are in bytes. Copies are short when the segments are; a copy moves the position by
+/// what it returns. A clone shares the list.
+#[derive(Clone, Debug)]
+pub struct IovIter {
+    list: Arc<SegmentList>,
+    index: usize,
+    skip: usize,
+    count: usize,
+}
+
+impl IovIter {
+    /// Returns an iterator over no segments of `memory`, to be filled by [`push`](Self::push).
+    pub fn new(memory: Arc<VolatileMemory>) -> Self {
+        let backing = Backing::Volatile(memory);
+        Self::over(Arc::new(SegmentList { backing, ..SegmentList::default() }))
+    }
+
+    /// Returns an iterator over all of a list.
+    pub fn over(list: Arc<SegmentList>) -> Self {
+        Self { index: 0, skip: 0, count: list.count, list }
+    }
+
+    pub(crate) fn lent(lease: Arc<Lease>) -> Self {
+        let segment = Segment { start: lease.start(), len: lease.len(), provider: 0 };
+        let count = segment.len;
+        let backing = Backing::Lent(lease);
+        Self::over(Arc::new(SegmentList { backing, segments: vec![segment], count }))
+    }
+
+    /// Appends `len` bytes at `offset` of the region with this index to the iterator, and to none
+    /// that it was cloned from. An empty segment is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] when there is no such region or the range leaves it; the iterator is as it
+    /// was.
+    ///
+    /// # Panics
+    ///
+    /// For an iterator over lent memory, which has no regions.
+    pub fn push(&mut self, region: usize, offset: usize, len: usize) -> Result<(), OutOfRange> {
+        Arc::make_mut(&mut self.list).push(region, offset, len)?;
+        self.count += len;
+        Ok(())
+    }
 
     /// Returns the bytes that are left.
     pub const fn count(&self) -> usize {
@@ -98,8 +155,8 @@ impl IovIter {
     }
 
     /// Returns whether somebody else may change the memory at any moment.
-    pub const fn is_volatile(&self) -> bool {
-        matches!(self.backing, Backing::Volatile(_))
+    pub fn is_volatile(&self) -> bool {
+        matches!(self.list.backing, Backing::Volatile(_))
     }
 
     /// Moves the position forward.
@@ -111,8 +168,9 @@ impl IovIter {
         assert!(bytes <= self.count, "{bytes} bytes forward of {} that are left", self.count);
         self.count -= bytes;
         self.skip += bytes;
-        while self.index < self.segments.len() && self.skip >= self.segments[self.index].len {
-            self.skip -= self.segments[self.index].len;
+        let segments = &self.list.segments;
+        while self.index < segments.len() && self.skip >= segments[self.index].len {
+            self.skip -= segments[self.index].len;
             self.index += 1;
         }
     }
@@ -127,7 +185,7 @@ impl IovIter {
         while left > self.skip {
             left -= self.skip;
             self.index = self.index.checked_sub(1).expect("no further back than was advanced");
-            self.skip = self.segments[self.index].len;
+            self.skip = self.list.segments[self.index].len;
         }
         self.skip -= left;
         self.count += bytes;
@@ -155,7 +213,8 @@ impl IovIter {
     fn runs(&self) -> impl Iterator<Item = Segment> + '_ {
         let mut skip = self.skip;
         let mut left = self.count;
-        self.segments[self.index.min(self.segments.len())..].iter().map_while(move |segment| {
+        let segments = &self.list.segments;
+        segments[self.index.min(segments.len())..].iter().map_while(move |segment| {
             // SAFETY: `skip` is less than the length of the segment that the position is in, and
             // 0 for those behind it.
             let start = unsafe { segment.start.add(skip) };
@@ -392,8 +451,8 @@ impl IovIter {
 
     /// Returns whether the segments may be written to: not when they were lent as a source only.
     pub fn is_writable(&self) -> bool {
-        match &self.backing {
-            Backing::Volatile(_) => true,
+        match &self.list.backing {
+            Backing::Nothing | Backing::Volatile(_) => true,
             Backing::Lent(lease) => lease.is_writable(),
         }
     }

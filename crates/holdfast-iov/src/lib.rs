@@ -12,15 +12,18 @@
 //!
 //! This crate does no I/O.
 
+mod guest;
 mod iter;
 mod lease;
 mod map;
 mod memory;
 mod pool;
 mod sync;
+mod truncation;
 mod volatile;
 
-pub use iter::{Bvec, IovIter, Segment};
+pub use guest::{AddressError, GuestMemory, GuestRegion, Place};
+pub use iter::{Bvec, IovIter, Segment, SegmentList};
 pub use lease::{Lease, lend, lend_mut};
 pub use memory::Memory;
 pub use pool::{BUFFER_MAX, BUFFER_MIN, Buffer, GUARD_INTERVAL, Pool};

@@ -3,11 +3,13 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use holdfast_checksum::copy_volatile;
 use thiserror::Error;
 
 use crate::map::Map;
+use crate::truncation::{self, Watch};
 
 /// A range that does not lie inside the memory it was meant for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -24,6 +26,8 @@ pub struct OutOfRange {
 /// One mapped run of volatile memory.
 #[derive(Debug)]
 pub struct Region {
+    /// Dropped before the mapping.
+    watch: Option<Watch>,
     map: Map,
     provider: u32,
 }
@@ -35,16 +39,21 @@ impl Region {
     ///
     /// Whatever mmap(2) says, ENOMEM in the first place.
     pub fn anonymous(len: usize) -> io::Result<Self> {
-        Ok(Self { map: Map::anonymous(len)?, provider: 0 })
+        Ok(Self { watch: None, map: Map::anonymous(len)?, provider: 0 })
     }
 
-    /// Maps `len` bytes of `file` from `offset` on: memory shared with another process.
+    /// Maps `len` bytes of `file` from `offset` on: memory shared with another process, which may take
+    /// it away by making the file shorter. The region is then [lost](Self::is_lost): from the first
+    /// access to what is missing it is memory of this process's own, and reads as zeros.
     ///
     /// # Errors
     ///
-    /// Whatever mmap(2) says, EINVAL for an offset that is no multiple of a page.
+    /// Whatever mmap(2) says, EINVAL for an offset that is no multiple of a page. ENOMEM also when
+    /// there are thousands of such regions.
     pub fn shared(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
-        Ok(Self { map: Map::shared(file, offset, len)?, provider: 0 })
+        let map = Map::shared(file, offset, len)?;
+        let watch = Some(truncation::watch(map.start().as_ptr(), len)?);
+        Ok(Self { watch, map, provider: 0 })
     }
 
     /// Says whose memory this is. Regions of different providers never share a bio, since a device
@@ -63,6 +72,11 @@ impl Region {
     /// Returns whether the region has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Returns whether the memory was taken away, so that what it holds means nothing.
+    pub fn is_lost(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::is_lost)
     }
 
     pub(crate) const fn provider(&self) -> u32 {
@@ -113,18 +127,23 @@ impl Region {
 /// guest.
 #[derive(Debug, Default)]
 pub struct VolatileMemory {
-    regions: Vec<Region>,
+    regions: Vec<Arc<Region>>,
 }
 
 impl VolatileMemory {
     /// Joins regions; a segment names them by their position.
     pub fn new(regions: Vec<Region>) -> Self {
+        Self::of(regions.into_iter().map(Arc::new).collect())
+    }
+
+    /// Joins regions that others may use as well.
+    pub const fn of(regions: Vec<Arc<Region>>) -> Self {
         Self { regions }
     }
 
     /// Returns the region at `index`, if there is one.
     pub fn region(&self, index: usize) -> Option<&Region> {
-        self.regions.get(index)
+        self.regions.get(index).map(|region| &**region)
     }
 }
 
