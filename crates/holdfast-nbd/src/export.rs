@@ -1,8 +1,17 @@
 //! What a client may attach to, and what a server may offer at all.
 
+use holdfast_socket::Address;
 use thiserror::Error;
 
 use crate::wire;
+
+/// Returns an address as clients write it (the NBD URI specification).
+pub fn uri(address: &Address) -> String {
+    match address {
+        Address::Unix(path) => format!("nbd+unix:///?socket={}", path.display()),
+        Address::Tcp(address) => format!("nbd://{address}"),
+    }
+}
 
 /// What a client may attach to.
 #[derive(Clone, Debug, Eq, PartialEq)]

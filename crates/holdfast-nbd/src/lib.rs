@@ -9,7 +9,6 @@
 
 #![forbid(unsafe_code)]
 
-mod address;
 mod export;
 mod negotiation;
 mod option;
@@ -20,12 +19,11 @@ mod session;
 mod task;
 mod wire;
 
-pub use address::{Address, Listener, ParseAddressError};
-pub use export::{BlockSizes, Export, InvalidExport, PAYLOAD_LEN_MAX, check_exports};
+pub use export::{BlockSizes, Export, InvalidExport, PAYLOAD_LEN_MAX, check_exports, uri};
 pub use negotiation::{
     Agreed, BASE_ALLOCATION_ID, INPUT_LEN_MAX, LIST_LEN_MAX, Negotiation, NegotiationError,
     OPTION_LEN_MAX, OPTIONS_MAX, Outcome, Step,
 };
 pub use reply::{ErrorCode, Extent, Header};
 pub use request::{Command, REQUEST_LEN, RefusedWhy, Rejected, Request, parse};
-pub use server::{Server, ServerLimits, Waker};
+pub use server::{Server, ServerLimits};

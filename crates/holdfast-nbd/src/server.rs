@@ -3,61 +3,20 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast_bio::{Bio, BlockDevice, Ended};
 use holdfast_iov::{BUFFER_MIN, Pool};
-use holdfast_ring::{Channel, Completion, File, Operation, SharedRing};
+use holdfast_ring::{Channel, Completion, File, Operation, SharedRing, Waker};
+use holdfast_socket::Listener;
 use holdfast_units::{to_u64, to_usize};
 use holdfast_volume::Queue;
 use slab::Slab;
 
-use crate::address::Listener;
 use crate::export::Export;
 use crate::session::{Context, Session};
-
-/// How a reactor is told to look up from its ring.
-#[derive(Debug)]
-pub struct Waker {
-    event: OwnedFd,
-    stop: AtomicBool,
-}
-
-impl Waker {
-    /// Makes one.
-    ///
-    /// # Errors
-    ///
-    /// EMFILE.
-    pub fn new() -> io::Result<Arc<Self>> {
-        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-        Ok(Arc::new(Self { event, stop: AtomicBool::new(false) }))
-    }
-
-    /// Wakes the reactor.
-    pub fn wake(&self) {
-        #[expect(clippy::host_endian_bytes, reason = "eventfd(2) counts in the machine's order")]
-        let one = 1_u64.to_ne_bytes();
-        // It fails only when the counter is full, and then the reactor wakes anyway.
-        let _full = rustix::io::write(&self.event, &one);
-    }
-
-    /// Asks the reactor to finish what is in flight and to end.
-    pub fn stop(&self) {
-        // Release pairs with the acquire in `is_stopping`.
-        self.stop.store(true, Ordering::Release);
-        self.wake();
-    }
-
-    fn is_stopping(&self) -> bool {
-        // Acquire pairs with the release in `stop`.
-        self.stop.load(Ordering::Acquire)
-    }
-}
 
 /// What the connections of a reactor may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,7 +170,7 @@ impl<D: BlockDevice> Server<D> {
     }
 
     fn listen_to_waker(&self) -> io::Result<()> {
-        let event = Rc::new(self.waker.event.try_clone()?);
+        let event = Rc::new(self.waker.event()?);
         self.push(Purpose::Wake.token(0), Operation::Event { event, value: Box::new(0) });
         Ok(())
     }

@@ -8,8 +8,8 @@ mod common;
 use std::thread;
 
 use common::{Client, MIB, Mode, Setup, Socket, assert_same, command, error, flag, pattern};
-use holdfast_nbd::Address;
 use holdfast_sim::Random;
+use holdfast_socket::Address;
 use holdfast_units::{BlockSize, to_usize};
 
 const PAYLOAD_MAX: usize = 32 << 20;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use common::{
     Client, MIB, Mode, Rig, Setup, Socket, assert_same, command, flag, pattern, unix_path,
 };
-use holdfast_nbd::Address;
+use holdfast_socket::Address;
 
 fn assert_all_returned(rig: &mut Rig) {
     for report in rig.stop() {

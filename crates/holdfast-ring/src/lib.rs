@@ -11,7 +11,9 @@
 mod channel;
 mod operation;
 mod ring;
+mod waker;
 
 pub use channel::Channel;
 pub use operation::{File, Message, Operation};
 pub use ring::{Completion, Ring, SharedRing};
+pub use waker::Waker;

@@ -68,6 +68,7 @@ impl Ring {
             .setup_cqsize(entries.saturating_mul(2))
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(entries)
             // Kernels before 6.1 know neither flag.
             .or_else(|_| IoUring::new(entries))?;
@@ -148,6 +149,23 @@ impl Ring {
             Ok(_) => {}
             Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error),
+        }
+        self.collect();
+        Ok(())
+    }
+
+    /// Submits what was pushed and sorts the completions that are there, with a system call only
+    /// where one is needed: for those who look again and again rather than to wait.
+    ///
+    /// # Errors
+    ///
+    /// As for [`enter`](Self::enter).
+    pub fn poll(&mut self) -> io::Result<()> {
+        let submission = self.uring.submission();
+        let needs_call = !submission.is_empty() || submission.taskrun();
+        drop(submission);
+        if needs_call {
+            return self.enter(0);
         }
         self.collect();
         Ok(())

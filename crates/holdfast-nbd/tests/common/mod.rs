@@ -16,9 +16,10 @@ use holdfast_bio::{BlockDevice, ReadPolicy};
 use holdfast_checksum::GuardKind;
 use holdfast_device::{Backing, FileDevice, MemoryDevice};
 use holdfast_iov::Pool;
-use holdfast_nbd::{Address, BlockSizes, Export, Listener, Server, ServerLimits, Waker};
-use holdfast_ring::{Ring, SharedRing};
+use holdfast_nbd::{BlockSizes, Export, Server, ServerLimits};
+use holdfast_ring::{Ring, SharedRing, Waker};
 use holdfast_sim::{Faults, FaultyDevice};
+use holdfast_socket::{Address, Listener};
 use holdfast_units::BlockSize;
 use holdfast_volume::{CreateOptions, OpenOptions, Queue, Volume};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits};
-use holdfast_nbd::Waker;
+use holdfast_ring::Waker;
 
 /// Wakes the server whenever the device below may have something to tell.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! Where a server listens.
+//! Addresses, and sockets that listen at them.
 
 use std::fmt;
 use std::fs;
@@ -48,16 +48,6 @@ impl fmt::Display for Address {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tcp(address) => write!(f, "tcp:{address}"),
-        }
-    }
-}
-
-impl Address {
-    /// Returns the address as clients write it (the NBD URI specification).
-    pub fn uri(&self) -> String {
-        match self {
-            Self::Unix(path) => format!("nbd+unix:///?socket={}", path.display()),
-            Self::Tcp(address) => format!("nbd://{address}"),
         }
     }
 }
