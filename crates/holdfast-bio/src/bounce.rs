@@ -8,9 +8,10 @@
 //! guarantees that the first of those who wait goes on.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::str::FromStr;
 
-use holdfast_iov::{Buffer, IovIter, Memory, Pool};
+use holdfast_iov::{Buffer, IovIter, Memory, Pool, Region};
 use holdfast_units::{to_u64, to_usize};
 use slab::Slab;
 use thiserror::Error as ThisError;
@@ -36,6 +37,16 @@ pub enum ReadPolicy {
 #[error("{found:?} is no read policy: use always, lazy or never")]
 pub struct ParseReadPolicyError {
     found: String,
+}
+
+impl fmt::Display for ReadPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Always => "always",
+            Self::Lazy => "lazy",
+            Self::Never => "never",
+        })
+    }
 }
 
 impl FromStr for ReadPolicy {
@@ -319,6 +330,10 @@ impl<D: BlockDevice> BlockDevice for Bounce<D> {
 
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         self.device.data_after(offset)
+    }
+
+    fn map(&self, offset: u64, len: usize) -> Result<Option<Region>, Error> {
+        self.device.map(offset, len)
     }
 }
 

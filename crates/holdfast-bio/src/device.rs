@@ -1,5 +1,7 @@
 //! The one seam between layers.
 
+use holdfast_iov::Region;
+
 use crate::{Bio, Ended, Error, Limits};
 
 /// Something that bios can be submitted to: a file, memory, a volume, a layer around any of them.
@@ -49,5 +51,18 @@ pub trait BlockDevice {
     /// Whatever the device below said.
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         Ok(Some(offset))
+    }
+
+    /// Maps a range of what is stored, and reserves the space that it needs. What is stored into
+    /// the memory outlives the process; it outlives the machine only after a flush. `None` for
+    /// storage that cannot be mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Range`] for what does not lie inside the device, [`Error::NoSpace`], and whatever
+    /// the device below said.
+    fn map(&self, offset: u64, len: usize) -> Result<Option<Region>, Error> {
+        let _unused = (offset, len);
+        Ok(None)
     }
 }

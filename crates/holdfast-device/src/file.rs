@@ -1,10 +1,11 @@
 //! A file or block device through `io_uring`.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
-use holdfast_iov::{BUFFER_MAX, Memory};
+use holdfast_iov::{BUFFER_MAX, Memory, Region};
 use holdfast_ring::{Channel, Completion, File, Operation, SharedRing};
 use holdfast_units::{to_u64, to_usize};
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -23,6 +24,9 @@ pub struct FileDevice {
     in_flight: Slab<Bio>,
     refused: Vec<Ended>,
 }
+
+/// What mmap(2) says of a file system that cannot map files for writing.
+const ENODEV: i32 = 19;
 
 impl FileDevice {
     /// The most bios in flight, so that other users of the ring find room in it.
@@ -84,6 +88,18 @@ impl FileDevice {
             }
             Op::Allocate => allocate(keep_size),
             Op::Map => Err(Error::Unsupported),
+        }
+    }
+
+    /// Reserves space for what is stored through a mapping: without it, a store kills the process
+    /// when there is none.
+    fn reserve(&self, offset: u64, len: u64) -> Result<(), Error> {
+        use rustix::io::Errno;
+        let fallocate = || rustix::fs::fallocate(&*self.file, FallocateFlags::empty(), offset, len);
+        match rustix::io::retry_on_intr(fallocate) {
+            // A block device has its space, and some file systems cannot reserve any.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS) => Ok(()),
+            Err(errno) => Err(Error::from_errno(errno.raw_os_error())),
         }
     }
 
@@ -158,6 +174,20 @@ impl BlockDevice for FileDevice {
             Err(errno) => Err(Error::from_errno(errno.raw_os_error())),
         }
     }
+
+    fn map(&self, offset: u64, len: usize) -> Result<Option<Region>, Error> {
+        if self.limits.read_only {
+            return Err(Error::ReadOnly);
+        }
+        // A page behind the end of a file is mapped all the same, and kills whoever touches it.
+        self.limits.check(offset, to_u64(len))?;
+        self.reserve(offset, to_u64(len))?;
+        match Region::shared(self.file.as_fd(), offset, len) {
+            Ok(region) => Ok(Some(region)),
+            Err(error) if error.raw_os_error() == Some(ENODEV) => Ok(None),
+            Err(error) => Err(Error::from(&error)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -166,6 +196,7 @@ mod tests {
     use crate::open::Access;
     use holdfast_iov::{Pool, lend, lend_mut};
     use holdfast_ring::Ring;
+    use std::os::unix::fs::MetadataExt;
 
     fn run(device: &mut FileDevice, bio: Bio) -> Ended {
         device.submit(bio).unwrap();
@@ -226,6 +257,26 @@ mod tests {
         let discard = Bio::new(Op::Discard, 1 << 16, 4096, Memory::None);
         assert_eq!(run(&mut device, discard).result, Ok(4096));
         assert_eq!(device.data_after(0), Ok(None));
+    }
+
+    #[test]
+    fn what_is_stored_into_a_mapping_is_read_and_needs_no_more_space() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut device = device(&dir, 1 << 20);
+        let region = device.map(1 << 16, 8192).unwrap().unwrap();
+        let blocks = dir.path().join("disk").metadata().unwrap().blocks();
+        region.write(4096, &[5; 512]).unwrap();
+        let memory = Memory::Buffer(Pool::new(1 << 20).unwrap().take(512).unwrap());
+        let ended = run(&mut device, Bio::new(Op::Read, (1 << 16) + 4096, 512, memory));
+        assert_eq!(ended.bio.memory.buffer().unwrap().as_slice()[..512], [5; 512]);
+        assert!(blocks >= 16, "8192 bytes are reserved, and not {blocks} blocks of 512");
+    }
+
+    #[test]
+    fn what_lies_behind_the_end_is_not_mapped() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = device(&dir, 8192).map(4096, 8192).map(drop);
+        assert_eq!(found, Err(Error::Range { offset: 4096, len: 8192 }));
     }
 
     #[test]

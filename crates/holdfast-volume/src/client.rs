@@ -108,6 +108,8 @@ impl<D: BlockDevice> Client<D> {
         while in_flight > 0 {
             in_flight -= self.collect(&mut result);
         }
+        // The volume may have begun something of its own, for which other queues wait.
+        self.bounce.device_mut().drain();
         result
     }
 

@@ -16,6 +16,10 @@ pub(crate) struct FlushGate {
 #[derive(Debug, Default)]
 struct State {
     running: bool,
+    /// The running flush makes durable what it stores.
+    durable: bool,
+    /// So will the next.
+    next_durable: bool,
     /// Those who share the running flush, without its leader.
     current: Vec<Waiter>,
     /// Those who share the next.
@@ -23,15 +27,22 @@ struct State {
 }
 
 impl FlushGate {
-    /// Joins a flush. Returns whether the caller has to lead it now; otherwise its waiter is told.
-    pub(crate) fn join(&self, waiter: &Waiter) -> bool {
+    /// Joins a flush, one that is durable if `durable` says so. Returns whether the caller has to
+    /// lead it now; otherwise its waiter is told.
+    pub(crate) fn join(&self, waiter: &Waiter, durable: bool) -> bool {
         let mut state = lock(&self.state);
         if state.running {
             state.next.push(waiter.clone());
+            state.next_durable |= durable;
             return false;
         }
-        state.running = true;
+        (state.running, state.durable) = (true, durable);
         true
+    }
+
+    /// Returns whether the running flush is to be durable. Its leader asks.
+    pub(crate) fn is_durable(&self) -> bool {
+        lock(&self.state).durable
     }
 
     /// Ends the flush that the caller led, tells those who shared it, and appoints the next leader.
@@ -39,6 +50,7 @@ impl FlushGate {
         let (shared, leader) = {
             let mut state = lock(&self.state);
             let next = std::mem::take(&mut state.next);
+            state.durable = std::mem::take(&mut state.next_durable);
             let shared = std::mem::replace(&mut state.current, next);
             let leader = state.current.pop();
             state.running = leader.is_some();
@@ -64,8 +76,8 @@ mod tests {
         let gate = FlushGate::default();
         let inbox = Inbox::new(Box::new(|| {}));
         let waiter = |job| Waiter { inbox: inbox.clone(), job };
-        assert!(gate.join(&waiter(1)));
-        assert!(!gate.join(&waiter(2)) && !gate.join(&waiter(3)));
+        assert!(gate.join(&waiter(1), true));
+        assert!(!gate.join(&waiter(2), true) && !gate.join(&waiter(3), true));
         let mut notes = Vec::new();
         gate.finish(Ok(()));
         inbox.take(&mut notes);
@@ -74,7 +86,7 @@ mod tests {
         notes.clear();
         inbox.take(&mut notes);
         assert_eq!(notes, [Note::Flushed(2, Err(Error::IO))]);
-        assert!(gate.join(&waiter(4)));
+        assert!(gate.join(&waiter(4), true));
     }
 }
 
@@ -99,7 +111,7 @@ mod loom_tests {
 
         /// Joins, and leads at once if it has to. Returns whether that was so.
         fn join(&self) -> bool {
-            let leads = self.gate.join(&self.waiter);
+            let leads = self.gate.join(&self.waiter, true);
             if leads {
                 self.gate.finish(Ok(()));
             }
@@ -129,7 +141,7 @@ mod loom_tests {
         loom::model(|| {
             let gate = Arc::new(FlushGate::default());
             let leader = Follower::new(0, &gate);
-            assert!(gate.join(&leader.waiter));
+            assert!(gate.join(&leader.waiter, true));
             let followers = [1, 2].map(|job| {
                 let follower = Follower::new(job, &gate);
                 thread::spawn(move || {
@@ -148,7 +160,7 @@ mod loom_tests {
                 }
             }
             assert_eq!(ends, [1, 1]);
-            assert!(gate.join(&leader.waiter), "nothing runs at the end");
+            assert!(gate.join(&leader.waiter, true), "nothing runs at the end");
         });
     }
 }

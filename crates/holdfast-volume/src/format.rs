@@ -3,6 +3,7 @@
 //! Nothing here does I/O.
 
 use core::mem::offset_of;
+use core::num::NonZeroU64;
 
 use holdfast_checksum::{GuardKind, checksum};
 use holdfast_integrity::{Protection, ProtectionType};
@@ -33,7 +34,9 @@ pub mod features {
     /// Unknown ones forbid writing.
     pub const READ_ONLY_COMPATIBLE: u64 = 0;
     /// Unknown ones forbid opening.
-    pub const INCOMPATIBLE: u64 = 0;
+    pub const INCOMPATIBLE: u64 = TUPLE_LOG;
+    /// Tuples may be in the tuple log only, until the volume is closed.
+    pub const TUPLE_LOG: u64 = 1;
 }
 
 /// The volume was closed: every tuple belongs to its data.
@@ -95,8 +98,10 @@ pub struct RawSuperblock {
     pub reference_errors: U64,
     /// How often a never-written sector was found not to be zeros.
     pub unwritten_errors: U64,
+    /// What records of the tuple log must say to count, if the volume has the feature.
+    pub log_epoch: U64,
     /// 0.
-    pub reserved: [u8; 3920],
+    pub reserved: [u8; 3912],
 }
 
 const _: () = {
@@ -108,7 +113,8 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, capacity) == 80);
     assert!(offset_of!(RawSuperblock, groups_offset) == 120);
     assert!(offset_of!(RawSuperblock, guard_errors) == 144);
-    assert!(offset_of!(RawSuperblock, reserved) == 176);
+    assert!(offset_of!(RawSuperblock, log_epoch) == 176);
+    assert!(offset_of!(RawSuperblock, reserved) == 184);
 };
 
 /// Why bytes are no volume, or none that can be opened.
@@ -169,7 +175,7 @@ impl FormatError {
 }
 
 /// How many mismatches were met, by tag. The same numbers are in the superblock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct ErrorCounts {
     /// Of the guard tag.
     pub guard: u64,
@@ -217,6 +223,8 @@ pub struct Superblock {
     pub created: u64,
     /// The mismatches that were met.
     pub errors: ErrorCounts,
+    /// What records of the tuple log must say to count. Without it there is nothing in the log.
+    pub log_epoch: Option<NonZeroU64>,
 }
 
 impl Superblock {
@@ -269,6 +277,10 @@ impl Superblock {
         raw.application_errors = U64::new(self.errors.application);
         raw.reference_errors = U64::new(self.errors.reference);
         raw.unwritten_errors = U64::new(self.errors.unwritten);
+        if let Some(epoch) = self.log_epoch {
+            raw.incompatible = U64::new(features::TUPLE_LOG);
+            raw.log_epoch = U64::new(epoch.get());
+        }
         raw.checksum = U32::new(raw.compute_checksum());
         raw
     }
@@ -335,6 +347,7 @@ impl RawSuperblock {
             other => return Err(wrong("state", other.into())),
         };
         let read_only_compatible = self.read_only_compatible.get();
+        let has_log = self.incompatible.get() & features::TUPLE_LOG != 0;
         Ok(Superblock {
             uuid: self.uuid,
             sequence,
@@ -352,6 +365,7 @@ impl RawSuperblock {
                 reference: self.reference_errors.get(),
                 unwritten: self.unwritten_errors.get(),
             },
+            log_epoch: NonZeroU64::new(self.log_epoch.get()).filter(|_| has_log),
         })
     }
 }
@@ -395,6 +409,7 @@ mod tests {
             geometry: Geometry::new(1 << 30, BlockSize::PAGE, GuardKind::Crc64).unwrap(),
             created: 1_800_000_000,
             errors: ErrorCounts { guard: 1, application: 2, reference: 3, unwritten: 4 },
+            log_epoch: NonZeroU64::new(5),
         }
     }
 

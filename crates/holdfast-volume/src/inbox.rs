@@ -16,6 +16,8 @@ pub(crate) enum Note {
     Flushed(usize, Result<(), Error>),
     /// The job is to lead the next flush.
     Lead(usize),
+    /// The job waits for room in the tuple log, and the tuples that take it could not be stored.
+    NoRoom(usize, Error),
 }
 
 /// The notes for one queue.
@@ -70,6 +72,10 @@ pub(crate) struct Waiter {
 impl Waiter {
     pub(crate) fn retry(&self) {
         self.inbox.push(Note::Retry(self.job));
+    }
+
+    pub(crate) fn no_room(&self, error: Error) {
+        self.inbox.push(Note::NoRoom(self.job, error));
     }
 }
 

@@ -4,6 +4,8 @@ use holdfast_bio::{Bio, BlockDevice, Error, Op};
 use holdfast_iov::{Buffer, Memory};
 use holdfast_units::{to_u64, to_usize};
 
+use crate::error::VolumeError;
+
 /// Reads or writes the first `len` bytes of `buffer` at `offset`, to the end.
 pub(crate) fn transfer<D: BlockDevice>(
     device: &mut D,
@@ -28,4 +30,14 @@ pub(crate) fn transfer<D: BlockDevice>(
         Memory::Buffer(buffer) => Ok(buffer),
         Memory::None | Memory::Iov(_) => unreachable!("a bio comes back with its memory"),
     }
+}
+
+/// Makes all that was written durable.
+pub(crate) fn sync_device<D: BlockDevice>(device: &mut D) -> Result<(), VolumeError> {
+    device.run(Bio::flush()).result.map(drop).map_err(device_error("flush the device"))
+}
+
+/// Says what was being done when the device failed.
+pub(crate) fn device_error(what: &'static str) -> impl Fn(Error) -> VolumeError {
+    move |source| VolumeError::Device { what, source }
 }

@@ -1,13 +1,14 @@
 //! What all queues of a volume share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use holdfast_bio::{BlockDevice, Error, Mismatch, Op, Tag};
-use holdfast_checksum::{GuardKind, checksum};
-use holdfast_integrity::{Protection, Tuple};
-use holdfast_iov::{BUFFER_MIN, Buffer, Pool};
+use holdfast_checksum::GuardKind;
+use holdfast_integrity::Protection;
+use holdfast_iov::{BUFFER_MIN, Buffer, Pool, Region};
 use holdfast_units::BlockSize;
 use zerocopy::IntoBytes;
 
@@ -18,7 +19,10 @@ use crate::format::{
     ErrorCounts, FormatError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, Superblock, features,
 };
 use crate::geometry::Geometry;
-use crate::raw;
+use crate::judge::Judge;
+use crate::log::Log;
+use crate::raw::{self, device_error, sync_device};
+use crate::recovery::{Recovered, recover};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
 /// What a new volume is to be.
@@ -76,10 +80,15 @@ impl Default for OpenOptions {
 #[derive(Debug)]
 pub struct Volume {
     geometry: Geometry,
-    protection: Protection,
+    judge: Judge,
     read_only: bool,
     was_clean: bool,
-    zero_guard: u64,
+    /// The tuples of sectors whose stored tuple is not theirs, on a volume that was not closed and
+    /// that may not be changed.
+    settled: BTreeMap<u64, [u64; 2]>,
+    /// Where tuples are before their data. `None` when nothing is written, or below is no storage
+    /// that can be mapped.
+    pub(crate) log: Option<Log>,
     pub(crate) cache: Cache,
     pub(crate) flush: FlushGate,
     superblock: Mutex<Superblock>,
@@ -136,6 +145,7 @@ impl Volume {
             geometry,
             created: since_1970.map_or(0, |time| time.as_secs()),
             errors: ErrorCounts::default(),
+            log_epoch: None,
         };
         for copy in 0..SUPERBLOCK_OFFSETS.len() {
             superblock.sequence += 1;
@@ -145,7 +155,9 @@ impl Volume {
     }
 
     /// Opens the volume on `device`. One superblock that is corrupt is replaced from the other,
-    /// unless nothing may be written. A device that is refused is left as it is.
+    /// unless nothing may be written. If the volume was not closed, tuples are settled from its
+    /// log: what was acknowledged before the process was killed is there. A device that is refused
+    /// is left as it is.
     ///
     /// # Errors
     ///
@@ -166,10 +178,18 @@ impl Volume {
         if limits.granularity > sector {
             return Err(VolumeError::Sector { sector, block: limits.granularity });
         }
+        let judge = Judge::new(superblock.protection(), sector);
+        let region = if read_only { None } else { map_log(device, &geometry)? };
+        let recovered = match superblock.log_epoch {
+            Some(epoch) if !was_clean => recover(device, &geometry, &judge, epoch, read_only)?,
+            _ => Recovered::default(),
+        };
         if read_only {
             warn_of_corrupt(corrupt.as_ref());
         } else {
             superblock.clean = false;
+            // What was in the log is stored now, and counts no more.
+            superblock.log_epoch = region.is_some().then(new_epoch);
             if let Some((copy, error)) = &corrupt {
                 superblock.sequence += 1;
                 write_superblock(device, &superblock, *copy)?;
@@ -180,10 +200,13 @@ impl Volume {
             rewrite_superblock(device, &mut superblock)?;
             sync_device(device)?;
         }
-        Ok(Arc::new(Self::assemble(superblock, options, was_clean)))
+        let log = region.zip(superblock.log_epoch);
+        let log = log.map(|(region, epoch)| Log::new(region, epoch, &geometry));
+        let volume = Self::assemble(superblock, options, judge);
+        Ok(Arc::new(Self { was_clean, settled: recovered.tuples, log, ..volume }))
     }
 
-    fn assemble(superblock: Superblock, options: &OpenOptions, was_clean: bool) -> Self {
+    fn assemble(superblock: Superblock, options: &OpenOptions, judge: Judge) -> Self {
         let geometry = superblock.geometry;
         let (sectors, tuple_words) = (geometry.sectors_of_group(), geometry.tuple_words());
         let counters = Counters::default();
@@ -193,10 +216,11 @@ impl Volume {
         counters.unwritten.store(superblock.errors.unwritten, Ordering::Relaxed);
         Self {
             geometry,
-            protection: superblock.protection(),
+            judge,
             read_only: options.read_only,
-            was_clean,
-            zero_guard: checksum(superblock.guard, &vec![0; geometry.sector().len()]),
+            was_clean: true,
+            settled: BTreeMap::new(),
+            log: None,
             cache: Cache::new(options.cache_bytes, sectors, tuple_words),
             flush: FlushGate::default(),
             superblock: Mutex::new(superblock),
@@ -228,8 +252,14 @@ impl Volume {
         }
         let mut superblock = self.next_superblock();
         superblock.clean = true;
+        superblock.log_epoch = None;
         rewrite_superblock(device, &mut superblock)?;
         sync_device(device)
+    }
+
+    /// Returns the volume's name for machines, as text.
+    pub fn uuid_text(&self) -> String {
+        lock(&self.superblock).uuid_text()
     }
 
     /// Returns where everything is.
@@ -239,7 +269,7 @@ impl Volume {
 
     /// Returns how sectors are protected.
     pub const fn protection(&self) -> &Protection {
-        &self.protection
+        self.judge.protection()
     }
 
     /// Returns whether no writes are taken.
@@ -247,8 +277,9 @@ impl Volume {
         self.read_only
     }
 
-    /// Returns whether the volume had been closed before it was opened. If not, sectors that were
-    /// written shortly before it went down may not match their tuples.
+    /// Returns whether the volume had been closed before it was opened. If not, and if it was the
+    /// whole machine that went down and not only the process, sectors that were written after the
+    /// last flush may not match their tuples.
     pub const fn was_clean(&self) -> bool {
         self.was_clean
     }
@@ -310,7 +341,8 @@ impl Volume {
 
     /// Returns the stored words of the tuple of sector `lba` with this guard.
     pub(crate) fn tuple_words(&self, lba: u64, guard: u64) -> [u64; 2] {
-        self.protection.tuple(lba, guard).to_words(self.protection.kind)
+        let protection = self.judge.protection();
+        protection.tuple(lba, guard).to_words(protection.kind)
     }
 
     /// Checks the stored words of sector `lba` against the checksum of its data. `is_zero` is asked
@@ -320,17 +352,20 @@ impl Volume {
         lba: u64,
         guard: u64,
         words: [u64; 2],
-        is_zero: impl FnOnce() -> bool,
+        is_zero: impl Fn() -> bool,
     ) -> Result<(), Mismatch> {
-        if words != [0, 0] {
-            let stored = Tuple::from_words(self.protection.kind, words);
-            return self.protection.check(lba, guard, stored);
+        self.judge.check(lba, guard, words, &is_zero).or_else(|mismatch| {
+            let &settled = self.settled.get(&lba).ok_or(mismatch)?;
+            self.judge.check(lba, guard, settled, &is_zero).map_err(|_| mismatch)
+        })
+    }
+
+    /// Returns the words of the tuple of sector `lba`, of which `stored` are those that are stored.
+    pub(crate) fn settled_words(&self, lba: u64, stored: [u64; 2]) -> [u64; 2] {
+        if self.settled.is_empty() {
+            return stored;
         }
-        let expected = self.zero_guard;
-        if guard == expected && is_zero() {
-            return Ok(());
-        }
-        Err(Mismatch { tag: Tag::Unwritten, lba, expected, found: guard })
+        self.settled.get(&lba).copied().unwrap_or(stored)
     }
 
     pub(crate) fn flush_failed(&self) -> bool {
@@ -361,14 +396,25 @@ impl Volume {
     }
 }
 
-fn device_error(what: &'static str) -> impl Fn(Error) -> VolumeError {
-    move |source| VolumeError::Device { what, source }
-}
-
 fn scratch() -> Result<Buffer, VolumeError> {
     let pool = Pool::new(BUFFER_MIN)
         .map_err(|error| VolumeError::Device { what: "get memory", source: Error::from(&error) })?;
     Ok(pool.take(SUPERBLOCK_LEN).expect("a new pool has a buffer"))
+}
+
+/// Maps the tuple log, where the storage below can be mapped.
+fn map_log<D: BlockDevice>(device: &D, geometry: &Geometry) -> Result<Option<Region>, VolumeError> {
+    let (offset, len) = geometry.log();
+    device
+        .map(offset, holdfast_units::to_usize(len))
+        .map_err(device_error("reserve space for the tuple log"))
+}
+
+/// Returns a number that no volume has had for its log, and that nobody can foresee: what clients
+/// write becomes part of records, and must not be taken for one.
+fn new_epoch() -> NonZeroU64 {
+    let (_, number) = uuid::Uuid::new_v4().as_u64_pair();
+    NonZeroU64::new(number).expect("a UUID has its variant there, which is not 0")
 }
 
 /// What the two superblocks say.
@@ -457,9 +503,4 @@ fn write_superblock<D: BlockDevice>(
     raw::transfer(device, Op::Write, offset, buffer, SUPERBLOCK_LEN)
         .map(drop)
         .map_err(device_error("write the superblock"))
-}
-
-fn sync_device<D: BlockDevice>(device: &mut D) -> Result<(), VolumeError> {
-    let ended = device.run(holdfast_bio::Bio::flush());
-    ended.result.map(drop).map_err(device_error("flush the device"))
 }

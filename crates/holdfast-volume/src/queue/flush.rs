@@ -7,6 +7,7 @@ use super::job::{Part, Step, Token};
 use crate::cache::Cache;
 use crate::format::SUPERBLOCK_LEN;
 use crate::geometry::TUPLE_BLOCK;
+use crate::log::Log;
 
 /// How far the leader of a flush is.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ pub(super) struct Lead {
     passed_all: bool,
     /// The first error.
     failed: Option<Error>,
+    /// What there will be room for in the tuple log when all tuples are written.
+    makes_room: Option<u64>,
 }
 
 /// The most tuple blocks that one flush writes at a time, which leaves scratch buffers to others.
@@ -33,17 +36,18 @@ impl<D: BlockDevice> Queue<D> {
             return self.end(key, Ok(()));
         }
         self.jobs[key].step = Step::Follow;
-        if self.volume.flush.join(&self.waiter(key)) {
+        if self.volume.flush.join(&self.waiter(key), true) {
             self.begin_lead(key);
         }
     }
 
     pub(super) fn begin_lead(&mut self, key: usize) {
-        if self.volume.flush_failed() {
+        if self.volume.flush_failed() && self.volume.flush.is_durable() {
             // It failed after this one was asked for.
             return self.finish_lead(key, Err(Error::FlushFailed));
         }
-        self.jobs[key].step = Step::Lead(Lead::default());
+        let makes_room = self.volume.log.as_ref().and_then(Log::begin_flush);
+        self.jobs[key].step = Step::Lead(Lead { makes_room, ..Lead::default() });
         self.proceed(key);
     }
 
@@ -108,11 +112,21 @@ impl<D: BlockDevice> Queue<D> {
     }
 
     fn tuples_flushed(&mut self, key: usize) {
-        let Step::Lead(Lead { failed, .. }) = self.jobs[key].step else {
+        let Step::Lead(Lead { failed, makes_room, .. }) = self.jobs[key].step else {
             unreachable!("only a leader flushes");
         };
+        if let Some(log) = &self.volume.log {
+            match (failed, makes_room) {
+                (Some(error), _) => log.flush_failed(error),
+                (None, Some(round)) => log.flushed(round),
+                (None, None) => {}
+            }
+        }
         if let Some(error) = failed {
             return self.finish_lead(key, Err(error));
+        }
+        if !self.volume.flush.is_durable() {
+            return self.finish_lead(key, Ok(()));
         }
         let scratch = self.volume.has_news().then(|| self.scratch.take(SUPERBLOCK_LEN)).flatten();
         let Some(mut buffer) = scratch else {

@@ -7,6 +7,7 @@ use holdfast_units::{BlockSize, to_u64, to_usize};
 use crate::cache::Way;
 use crate::claims::{Mode, Sectors};
 use crate::geometry::Geometry;
+use crate::log::Position;
 use crate::queue::flush::Lead;
 
 #[derive(Debug)]
@@ -28,8 +29,12 @@ pub(super) struct Job {
     pub(super) narrow: Option<Narrow>,
     /// Why the range could not be made zeros, while it is discarded instead.
     pub(super) zero_error: Option<Error>,
-    /// How often other groups' tuples could not be written back to make room.
-    pub(super) write_back_failures: u8,
+    /// Its record in the tuple log.
+    pub(super) record: Option<Position>,
+    /// How often tuples could not be stored to make room, in the cache or in the log.
+    pub(super) room_failures: u8,
+    /// Nobody submitted it: a flush that makes room in the tuple log.
+    pub(super) is_internal: bool,
 }
 
 /// A write of several sectors that failed. The device may have stored any of them, and does not say
@@ -65,6 +70,8 @@ pub(super) enum Step {
     Act,
     /// Read a sector of which only a part is written.
     Edge(Edge),
+    /// Say in the log what its tuples will be.
+    Log,
     /// Move its data.
     Data,
     /// Wait for the device.
@@ -101,7 +108,9 @@ impl Job {
             guards: Vec::new(),
             narrow: None,
             zero_error: None,
-            write_back_failures: 0,
+            record: None,
+            room_failures: 0,
+            is_internal: false,
             bio,
         }
     }
@@ -136,6 +145,14 @@ impl Job {
         match &self.narrow {
             Some(narrow) if !narrow.failed.is_empty() => Err(narrow.error),
             _ => Ok(()),
+        }
+    }
+
+    /// Returns the guards of what is being written, for at least so many sectors as there are.
+    pub(super) fn new_guards(&self) -> &[u64] {
+        match &self.bio.memory {
+            Memory::Buffer(buffer) => buffer.guards(),
+            Memory::Iov(_) | Memory::None => &self.guards,
         }
     }
 

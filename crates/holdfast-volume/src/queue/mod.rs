@@ -8,6 +8,7 @@
 
 mod flush;
 mod job;
+mod log;
 mod read;
 mod write;
 
@@ -46,6 +47,8 @@ pub struct Queue<D: BlockDevice> {
     ended: Vec<Ended>,
     /// Room for guards of memory that has none.
     guards: Vec<u64>,
+    /// Room for a record of the tuple log.
+    record: Vec<u8>,
 }
 
 impl<D: BlockDevice + fmt::Debug> fmt::Debug for Queue<D> {
@@ -99,6 +102,7 @@ impl<D: BlockDevice> Queue<D> {
             below: Vec::new(),
             ended: Vec::new(),
             guards: Vec::new(),
+            record: Vec::new(),
         })
     }
 
@@ -113,7 +117,8 @@ impl<D: BlockDevice> Queue<D> {
         self.inbox.is_filled() || !self.ended.is_empty()
     }
 
-    /// Returns how many bios are in flight.
+    /// Returns how many bios are in flight, with those of the volume's own. As long as there are
+    /// any, others may wait for them: reap them.
     pub fn in_flight(&self) -> usize {
         self.jobs.len()
     }
@@ -179,6 +184,7 @@ impl<D: BlockDevice> Queue<D> {
                 Step::Fill(_) | Step::WriteBack(_) | Step::Edge(_) => self.use_scratch(key),
                 Step::Claim => self.claim(key),
                 Step::Act => self.act(key),
+                Step::Log => self.log(key),
                 Step::Data => {
                     self.send_data(key);
                     false
@@ -231,7 +237,7 @@ impl<D: BlockDevice> Queue<D> {
         match self.jobs[key].bio.op {
             Op::Read => self.jobs[key].step = Step::Data,
             Op::Write => return self.begin_write(key),
-            Op::Zero { .. } | Op::Discard => self.begin_zero(key),
+            Op::Zero { .. } | Op::Discard => return self.begin_zero(key),
             Op::Map => self.map(key),
             Op::Flush | Op::Allocate => unreachable!("a flush claims nothing, `check` refuses"),
         }
@@ -242,11 +248,14 @@ impl<D: BlockDevice> Queue<D> {
     fn map(&mut self, key: usize) {
         let job = &mut self.jobs[key];
         let (way, sectors) = (job.way(), job.sectors);
+        let group_lba = job.group * to_u64(self.volume.geometry().sectors_of_group());
         let buffer = job.bio.memory.buffer_mut().expect("`check` saw a buffer");
         let answers = buffer.as_mut_slice();
         for (answer, sector) in answers.iter_mut().zip(sectors.first..sectors.first + sectors.count)
         {
-            *answer = u8::from(self.volume.cache.tuple(way, sector) != [0, 0]);
+            let stored = self.volume.cache.tuple(way, sector);
+            let lba = group_lba + to_u64(sector);
+            *answer = u8::from(self.volume.settled_words(lba, stored) != [0, 0]);
         }
         self.finish(key, Ok(()));
     }
@@ -350,6 +359,7 @@ impl<D: BlockDevice> Queue<D> {
                     Note::Retry(key) => self.proceed(key),
                     Note::Flushed(key, result) => self.finish_flushed(key, result),
                     Note::Lead(key) => self.begin_lead(key),
+                    Note::NoRoom(key, error) => self.no_room(key, error),
                 }
             }
             self.notes = notes;
@@ -428,14 +438,19 @@ impl<D: BlockDevice> Queue<D> {
     /// Goes on after tuples of another group could not be written back: they stay in the cache, and
     /// there may be room elsewhere.
     fn write_back_failed(&mut self, key: usize, error: Error) {
-        const FAILURES_MAX: u8 = 16;
         tracing::error!("changed tuples stay in memory, since they cannot be written: {error}");
+        self.jobs[key].step = Step::Pin;
+        self.try_again(key, error);
+    }
+
+    /// Goes on after tuples could not be stored to make room, but not for ever.
+    fn try_again(&mut self, key: usize, error: Error) {
+        const FAILURES_MAX: u8 = 16;
         let job = &mut self.jobs[key];
-        job.write_back_failures += 1;
-        if job.write_back_failures == FAILURES_MAX {
+        job.room_failures += 1;
+        if job.room_failures == FAILURES_MAX {
             return self.finish(key, Err(error));
         }
-        job.step = Step::Pin;
         self.proceed(key);
     }
 
@@ -473,6 +488,7 @@ impl<D: BlockDevice> Queue<D> {
 
     /// Gives up what the job holds, and ends it or makes it durable first.
     fn finish(&mut self, key: usize, result: Result<(), Error>) {
+        self.release_record(key);
         let job = &mut self.jobs[key];
         match std::mem::replace(&mut job.place, Place::Nowhere) {
             Place::Claimed(way, mode) => self.volume.cache.release(way, job.sectors, mode),
@@ -487,6 +503,9 @@ impl<D: BlockDevice> Queue<D> {
 
     fn end(&mut self, key: usize, result: Result<(), Error>) {
         let job = self.jobs.remove(key);
+        if job.is_internal {
+            return self.room_made();
+        }
         let len = job.bio.len;
         self.ended.push(Ended { bio: job.bio, result: result.map(|()| len) });
     }

@@ -1,5 +1,5 @@
-//! Writing: data, then the tuples that belong to them. Until both are changed, the sectors are
-//! claimed.
+//! Writing: a record in the tuple log, the data, then the tuples that belong to them. Until all is
+//! changed, the sectors are claimed.
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Op};
 use holdfast_checksum::{checksum, generate};
@@ -13,7 +13,7 @@ use crate::claims::Sectors;
 use crate::geometry::TUPLE_BLOCK;
 
 impl<D: BlockDevice> Queue<D> {
-    /// Begins a write: space for the tuples, then the edges, then the data.
+    /// Begins a write: space for the tuples, then the edges, the log, and the data.
     pub(super) fn begin_write(&mut self, key: usize) -> bool {
         if self.volume.cache.is_fresh(self.jobs[key].way()) {
             // Data whose tuples find no space later would be lost.
@@ -44,7 +44,7 @@ impl<D: BlockDevice> Queue<D> {
         }
     }
 
-    /// Goes on with the edge behind `last`, or with the data. Returns whether to proceed.
+    /// Goes on with the edge behind `last`, or with the log. Returns whether to proceed.
     fn next_edge(&mut self, key: usize, last: Option<Edge>) -> bool {
         let edges: &[Edge] = match last {
             None => &[Edge::Head, Edge::Tail],
@@ -56,7 +56,7 @@ impl<D: BlockDevice> Queue<D> {
         if let Some(&edge) = edges.iter().find(|&&edge| job.has_edge(edge, sector)) {
             job.step = Step::Edge(edge);
         } else {
-            job.step = Step::Data;
+            job.step = Step::Log;
             self.compute_guards(key);
         }
         true
@@ -119,10 +119,7 @@ impl<D: BlockDevice> Queue<D> {
         let sector = self.limits.sector;
         let job = &self.jobs[key];
         let result = result.and_then(|()| job.first_failure());
-        let guards = match &job.bio.memory {
-            Memory::Buffer(buffer) => buffer.guards(),
-            Memory::Iov(_) | Memory::None => &job.guards,
-        };
+        let guards = job.new_guards();
         let (way, first) = (job.way(), job.sectors.first);
         let first_lba = sector.count(job.bio.offset);
         let mut stored = 0;
@@ -175,8 +172,9 @@ impl<D: BlockDevice> Queue<D> {
         self.mend(key, next, error);
     }
 
-    /// Begins to make sectors read as zeros. Those that were never written do already.
-    pub(super) fn begin_zero(&mut self, key: usize) {
+    /// Begins to make sectors read as zeros. Those that were never written do already. Returns
+    /// whether to proceed.
+    pub(super) fn begin_zero(&mut self, key: usize) -> bool {
         let job = &self.jobs[key];
         let (way, sectors) = (job.way(), job.sectors);
         let cache = &self.volume.cache;
@@ -184,11 +182,18 @@ impl<D: BlockDevice> Queue<D> {
         let is_unwritten = range.all(|sector| cache.tuple(way, sector) == [0, 0]);
         let must_allocate = matches!(job.bio.op, Op::Zero { keep: true, .. });
         if is_unwritten && !must_allocate {
-            return self.finish(key, Ok(()));
+            self.finish(key, Ok(()));
+            return false;
         }
+        self.jobs[key].step = Step::Log;
+        true
+    }
+
+    pub(super) fn send_zero(&mut self, key: usize) {
+        let job = &mut self.jobs[key];
+        job.step = Step::Below;
         let at = self.volume.geometry().data_at(job.bio.offset);
         let bio = Bio::new(job.bio.op, at, job.bio.len, Memory::None);
-        self.jobs[key].step = Step::Below;
         let token = Token { part: Part::Zero, job: key, way: None };
         self.send_bio(bio.with_user(token.encode()));
     }
