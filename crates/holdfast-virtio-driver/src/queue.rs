@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast_iov::Place;
 use holdfast_units::{to_u64, to_usize};
@@ -400,25 +400,32 @@ impl BlkQueue {
     ///
     /// [`ClientError::GivenUp`] when the device says that it cannot go on; [`ClientError::System`].
     pub fn wait(&mut self, timeout: Duration) -> Result<bool, ClientError> {
-        if self.driver.has_used() {
-            return Ok(true);
-        }
-        // A call for what was collected already.
-        self.link.call.answer()?;
-        if !self.driver.enable_interrupts() {
-            // Longer than the kernel can count is long enough.
-            let timeout = Timespec::try_from(timeout).ok();
-            bell::wait([&self.link.call, &self.link.error], timeout.as_ref())?;
+        // Longer than the clock can count is for ever.
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            if self.driver.has_used() {
+                return Ok(true);
+            }
+            // A call for what was collected already.
             self.link.call.answer()?;
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if !self.driver.enable_interrupts() {
+                let left = left.and_then(|left| Timespec::try_from(left).ok());
+                bell::wait([&self.link.call, &self.link.error], left.as_ref())?;
+                self.link.call.answer()?;
+            }
+            self.driver.disable_interrupts();
+            if self.driver.has_used() {
+                return Ok(true);
+            }
+            if self.link.error.answer()? {
+                return Err(ClientError::GivenUp { queue: self.link.index });
+            }
+            // A device may also call for nothing.
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(false);
+            }
         }
-        self.driver.disable_interrupts();
-        if self.driver.has_used() {
-            return Ok(true);
-        }
-        if self.link.error.answer()? {
-            return Err(ClientError::GivenUp { queue: self.link.index });
-        }
-        Ok(false)
     }
 
     /// Waits until all requests have ended, and appends them to `ended`. Returns whether they have
