@@ -148,6 +148,14 @@ impl Backing {
         self.memory_alignment
     }
 
+    /// Returns a process that has a lock, ours included, without taking one. `None` says little: the
+    /// kernel shows neither processes of other containers nor, on some file systems, which file it is.
+    pub fn holder(&self) -> Option<u32> {
+        let stat = rustix::fs::fstat(&self.fd).ok()?;
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        lock_holder(&locks, stat.st_dev, stat.st_ino)
+    }
+
     /// Returns another descriptor of the same open file.
     ///
     /// # Errors
@@ -246,6 +254,17 @@ mod tests {
             Err(OpenError::InUse { holder, .. }) => assert_eq!(holder, Some(std::process::id())),
             other => panic!("the lock was not seen: {other:?}"),
         }
+    }
+
+    #[test]
+    fn a_holder_is_found_without_a_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        drop(Backing::create(&path, 4096).unwrap());
+        let peeked = Backing::open(&path, Access::Peek).unwrap();
+        assert_eq!(peeked.holder(), None);
+        let _reader = Backing::open(&path, Access::ReadOnly).unwrap();
+        assert_eq!(peeked.holder(), Some(std::process::id()));
     }
 
     #[test]

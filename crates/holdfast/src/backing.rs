@@ -2,10 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use holdfast_bio::{Bio, BlockDevice, Error, Op};
-use holdfast_device::{Access, Backing, FileDevice};
+use holdfast_device::{Access, Backing, FileDevice, OpenError};
 use holdfast_iov::Memory;
 use holdfast_ring::{Ring, SharedRing};
 use holdfast_volume::{CreateOptions, OpenOptions, Queue, Volume, VolumeError};
@@ -17,7 +19,7 @@ const RING_ENTRIES: u32 = 256;
 
 /// A volume that a command uses alone, in one thread.
 pub(crate) struct OpenVolume {
-    pub(crate) backing: Backing,
+    pub(crate) backing: Arc<Backing>,
     pub(crate) ring: SharedRing,
     pub(crate) volume: Arc<Volume>,
 }
@@ -29,18 +31,47 @@ pub(crate) fn ring() -> anyhow::Result<SharedRing> {
     Ok(ring.shared())
 }
 
+/// How long a process that was killed may keep its lock.
+const DYING: Duration = Duration::from_secs(3);
+
+/// Opens a file or block device. The kernel gives up the lock of a process that was killed only when
+/// what its rings had in flight has ended, so that is waited for. By then nobody can say whose it is.
+fn open_in_time(path: &Path, access: Access) -> Result<Backing, OpenError> {
+    let until = Instant::now() + DYING;
+    loop {
+        match Backing::open(path, access) {
+            Err(OpenError::InUse { holder, .. })
+                if holder.is_none_or(is_dead) && Instant::now() < until =>
+            {
+                thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Returns whether a process has ended, if only its parent does not know yet (proc(5)).
+fn is_dead(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| {
+        // The name may have anything in it, parentheses included.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        matches!(state, Some('Z' | 'X'))
+    })
+}
+
 impl OpenVolume {
     pub(crate) fn open(path: &Path, options: &OpenOptions) -> anyhow::Result<Self> {
         let access = if options.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let backing = Backing::open(path, access)?;
+        let backing = Arc::new(open_in_time(path, access)?);
         let ring = ring()?;
         let mut device = FileDevice::new(&backing, &ring)?;
         let volume = Volume::open(&mut device, options)
             .with_context(|| format!("cannot open {}", path.display()))?;
         if !volume.was_clean() {
             tracing::warn!(
-                "{} was not closed: sectors that were written after the last flush may not match \
-                 their tuples, which `holdfast verify` finds",
+                "{} was not closed: if the machine went down, and not only the server, sectors that \
+                 were written after the last flush may not match their tuples, which \
+                 `holdfast verify` finds",
                 path.display()
             );
         }
@@ -143,4 +174,21 @@ fn zero(device: &mut FileDevice, len: u64) -> anyhow::Result<()> {
 pub(crate) fn is_block_device(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
     std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_dead_from_its_end_on_also_when_nobody_has_asked_for_it() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let until = Instant::now() + DYING;
+        while !is_dead(child.id()) && Instant::now() < until {
+            thread::yield_now();
+        }
+        assert!(is_dead(child.id()) && !is_dead(std::process::id()));
+        child.wait().unwrap();
+        assert!(is_dead(child.id()));
+    }
 }

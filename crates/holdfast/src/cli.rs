@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use holdfast_bio::ReadPolicy;
 use holdfast_integrity::GuardKind;
-use holdfast_nbd::Address;
+use holdfast_socket::Address;
 use holdfast_units::BlockSize;
 use holdfast_volume::CreateOptions;
 
@@ -35,6 +35,9 @@ pub(crate) enum Command {
     Import(Import),
     /// Copy the disk that a volume presents to a raw image or a block device.
     Export(Export),
+    /// Show that a guest that changes its memory during I/O does no harm: on a scratch volume, with
+    /// each read policy.
+    Torture(Torture),
 }
 
 #[derive(Args, Debug)]
@@ -84,15 +87,34 @@ pub(crate) struct Serve {
     #[command(flatten)]
     pub(crate) format: Format,
     /// Listen for NBD clients at unix:PATH or tcp:ADDRESS:PORT, and nowhere else. May be given more
-    /// than once. The default is a unix socket beside the volume.
+    /// than once. The default, without --vhost-user, is a unix socket beside the volume.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) nbd: Vec<Address>,
+    /// Be a virtio disk (vhost-user-blk) for the virtual machine that connects to this socket. May be
+    /// given more than once; each socket takes one client at a time.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) vhost_user: Vec<PathBuf>,
+    /// The queues that a virtual machine may use. Each that it uses is a thread with buffers of 16
+    /// MiB.
+    #[arg(long, value_name = "N", default_value = "1",
+        value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) queues: u16,
+    /// Let the queues of virtual machines look for requests for up to so many microseconds before
+    /// they sleep, where that pays: less latency for more processor time. Without a value 32.
+    #[arg(long, value_name = "US", num_args = 0..=1, default_value = "0",
+        default_missing_value = "32", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub(crate) poll: u32,
+    /// Show what virtual machines did, and what was found corrupt, to Prometheus: at
+    /// http://ADDRESS:PORT/metrics for tcp:ADDRESS:PORT. Anybody who can connect may read it.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<Address>,
     /// Take no writes. Other readers may use the volume meanwhile.
     #[arg(long)]
     pub(crate) read_only: bool,
-    /// How reads into memory that clients share are checked: always through a buffer, lazy (again
-    /// through a buffer after a mismatch), or never, which is for measuring only. NBD clients share
-    /// no memory: what they are sent is always verified in the server's own.
+    /// How reads into the memory of virtual machines are checked: always through a buffer, lazy (into
+    /// the memory itself, and again through a buffer after a mismatch), or never through a buffer,
+    /// reads and writes alike: for measuring only, since a guest that changes its memory during
+    /// I/O then stores bad guards and gets false errors. NBD clients share no memory.
     #[arg(long, value_name = "always|lazy|never", default_value = "lazy")]
     pub(crate) read_policy: ReadPolicy,
     /// The most memory for tuples. 64M cover 28 GiB of disk with 8-byte tuples and 4096-byte
@@ -117,6 +139,9 @@ pub(crate) struct Verify {
 pub(crate) struct Info {
     /// The volume.
     pub(crate) path: PathBuf,
+    /// Ask its server what it has done so far, for each queue of each virtual machine.
+    #[arg(long)]
+    pub(crate) live: bool,
     /// Print it as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -144,6 +169,44 @@ pub(crate) struct Export {
     /// Overwrite an image that exists, or a block device. What is in use is never overwritten.
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Torture {
+    /// How many requests each policy gets.
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub(crate) requests: u64,
+    /// The guard: crc16, crc32c or crc64.
+    #[arg(long, default_value = "crc64")]
+    pub(crate) guard: GuardKind,
+    /// The size of a sector, 512 or 4096 bytes.
+    #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = parse_sector)]
+    pub(crate) sector: BlockSize,
+    /// How many queues the guest uses.
+    #[arg(long, value_name = "N", default_value = "4",
+        value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub(crate) queues: u16,
+    /// The read policy. May be given more than once; all three are tried when it is not.
+    #[arg(long, value_name = "always|lazy|never")]
+    pub(crate) policy: Vec<ReadPolicy>,
+    /// Where the scratch volume is made, 33 MiB that are removed at the end. The default is the
+    /// directory for temporary files.
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// Keep the volume in memory, and flip stored bits meanwhile: each sector that is hit must be
+    /// found, and none be delivered.
+    #[arg(long, conflicts_with_all = ["dir", "kills"])]
+    pub(crate) corrupt: bool,
+    /// Serve the volume from another process, and kill that so many times, for as many requests as
+    /// there are meanwhile.
+    #[arg(long, value_name = "N", conflicts_with = "requests")]
+    pub(crate) kills: Option<u64>,
+    /// Where all choices come from. The same seed makes the same requests, as far as threads allow.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Parses a size with an optional unit, which is a power of 1024.

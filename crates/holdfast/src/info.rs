@@ -1,40 +1,67 @@
 //! `holdfast info`
 
+use std::fmt;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use anyhow::Context;
 use holdfast_device::{Access, Backing, FileDevice, OpenError};
+use holdfast_vhost_user_blk::QueueCounts;
 use holdfast_volume::Volume;
 use holdfast_volume::format::{ErrorCounts, Superblock};
-use indicatif::BinaryBytes;
+use indicatif::{BinaryBytes, FormattedDuration};
 use serde::Serialize;
 
 use crate::Outcome;
 use crate::backing;
 use crate::cli::Info;
+use crate::control;
+use crate::live::{Live, Running};
 
 pub(crate) fn run(arguments: &Info) -> anyhow::Result<Outcome> {
     let path = &arguments.path;
-    // The lock tells whether somebody uses the volume; what is shown needs none.
-    let in_use = match Backing::open(path, Access::ReadOnly) {
-        Err(OpenError::InUse { holder, .. }) => Some(holder),
-        Err(error) => return Err(error.into()),
-        Ok(_) => None,
-    };
     let peeked = Backing::open(path, Access::Peek)?;
     let mut device = FileDevice::new(&peeked, &backing::ring()?)?;
     let superblock =
         Volume::peek(&mut device).with_context(|| format!("cannot read {}", path.display()))?;
-    let json = Json::new(arguments, &superblock, in_use)?;
+    let mut info = Json::new(path, &superblock, Use::of(&peeked, &superblock)?)?;
+    if arguments.live {
+        info.add(control::ask(&info.uuid, &peeked, info.in_use_by)?);
+    }
     let mut out = std::io::stdout().lock();
     if arguments.json {
-        serde_json::to_writer_pretty(&mut out, &json)?;
+        serde_json::to_writer_pretty(&mut out, &info)?;
         writeln!(out)?;
     } else {
-        json.write(&mut out)?;
+        write!(out, "{info}")?;
     }
     Ok(Outcome::Fine)
+}
+
+/// Whether somebody uses a volume.
+enum Use {
+    By(Option<u32>),
+    Nobody,
+}
+
+impl Use {
+    /// Finds out, and takes a lock only where there is no other way: who begins to serve at that moment
+    /// is refused.
+    fn of(peeked: &Backing, superblock: &Superblock) -> anyhow::Result<Self> {
+        if let Some(pid) = peeked.holder() {
+            return Ok(Self::By(Some(pid)));
+        }
+        if superblock.clean {
+            // Who writes says first that it is not.
+            return Ok(Self::Nobody);
+        }
+        match Backing::open(peeked.path(), Access::ReadOnly) {
+            Err(OpenError::InUse { holder, .. }) => Ok(Self::By(holder)),
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(Self::Nobody),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -50,23 +77,21 @@ struct Json {
     state: &'static str,
     in_use_by: Option<u32>,
     errors: ErrorCounts,
+    #[serde(flatten)]
+    running: Option<Running>,
 }
 
 impl Json {
-    fn new(
-        arguments: &Info,
-        superblock: &Superblock,
-        in_use: Option<Option<u32>>,
-    ) -> anyhow::Result<Self> {
-        let state = match (in_use, superblock.clean) {
-            (Some(_), _) => "in use",
-            (None, true) => "closed",
-            (None, false) => "not closed",
+    fn new(path: &Path, superblock: &Superblock, in_use: Use) -> anyhow::Result<Self> {
+        let (state, in_use_by) = match (in_use, superblock.clean) {
+            (Use::By(pid), _) => ("in use", pid),
+            (Use::Nobody, true) => ("closed", None),
+            (Use::Nobody, false) => ("not closed", None),
         };
         // stat(2) counts in 512 bytes.
-        let allocated_bytes = std::fs::metadata(&arguments.path)?.blocks() * 512;
+        let allocated_bytes = std::fs::metadata(path)?.blocks() * 512;
         Ok(Self {
-            path: arguments.path.display().to_string(),
+            path: path.display().to_string(),
             uuid: superblock.uuid_text(),
             size_bytes: superblock.geometry.capacity(),
             allocated_bytes,
@@ -75,32 +100,138 @@ impl Json {
             application_tag: superblock.application_tag,
             created: superblock.created,
             state,
-            in_use_by: in_use.flatten(),
+            in_use_by,
             errors: superblock.errors,
+            running: None,
         })
     }
 
-    fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
+    /// Adds what the server says, which is newer than what is stored.
+    fn add(&mut self, live: Live) {
+        let Live { errors, running } = live;
+        (self.state, self.in_use_by, self.errors) = ("in use", Some(running.pid), errors);
+        self.running = Some(running);
+    }
+}
+
+impl fmt::Display for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ErrorCounts { guard, application, reference, unwritten } = self.errors;
-        writeln!(out, "volume           {}", self.path)?;
-        writeln!(out, "uuid             {}", self.uuid)?;
-        writeln!(
-            out,
-            "disk size        {} ({} bytes)",
-            BinaryBytes(self.size_bytes),
-            self.size_bytes
-        )?;
-        writeln!(out, "allocated        {}", BinaryBytes(self.allocated_bytes))?;
-        writeln!(out, "sector           {} bytes", self.sector_bytes)?;
-        writeln!(out, "guard            {}", self.guard)?;
-        writeln!(out, "application tag  {:#06x}", self.application_tag)?;
+        writeln!(f, "volume           {}", self.path)?;
+        writeln!(f, "uuid             {}", self.uuid)?;
+        let size = self.size_bytes;
+        writeln!(f, "disk size        {} ({size} bytes)", BinaryBytes(size))?;
+        writeln!(f, "allocated        {}", BinaryBytes(self.allocated_bytes))?;
+        writeln!(f, "sector           {} bytes", self.sector_bytes)?;
+        writeln!(f, "guard            {}", self.guard)?;
+        writeln!(f, "application tag  {:#06x}", self.application_tag)?;
         match self.in_use_by {
-            Some(pid) => writeln!(out, "state            in use by process {pid}")?,
-            None => writeln!(out, "state            {}", self.state)?,
+            Some(pid) => writeln!(f, "state            in use by process {pid}")?,
+            None => writeln!(f, "state            {}", self.state)?,
         }
         writeln!(
-            out,
+            f,
             "errors met       {guard} guard tag, {application} application tag, {reference} reference tag, {unwritten} never-written sector"
-        )
+        )?;
+        self.running.as_ref().map_or(Ok(()), |running| write_running(f, running))
     }
+}
+
+fn write_running(f: &mut fmt::Formatter<'_>, running: &Running) -> fmt::Result {
+    let up = std::time::Duration::from_secs(running.uptime_seconds);
+    writeln!(f, "server up for    {}", FormattedDuration(up))?;
+    if running.clients.is_empty() {
+        return writeln!(f, "clients          NBD only, which is not counted by client");
+    }
+    writeln!(f, "read policy      {}", running.read_policy)?;
+    for client in &running.clients {
+        let state = if client.connected { "connected" } else { "not connected" };
+        writeln!(f, "client           {}, {state}", client.socket)?;
+    }
+    writeln!(f)?;
+    write_table(f, &rows(running))
+}
+
+/// What is counted of a queue, and the heads of its columns.
+const COLUMNS: [&str; 12] = [
+    "client",
+    "queue",
+    "requests",
+    "failed",
+    "data",
+    "bounced",
+    "zero-copy",
+    "reread good",
+    "reread bad",
+    "guard errors",
+    "app. errors",
+    "ref. errors",
+];
+
+type Row = [String; COLUMNS.len()];
+
+/// Returns a row for each queue, and one with their sums if there are several.
+fn rows(running: &Running) -> Vec<Row> {
+    let mut rows = vec![COLUMNS.map(str::to_owned)];
+    let mut sum = QueueCounts::default();
+    for client in &running.clients {
+        for (index, queue) in client.queues.iter().enumerate() {
+            rows.push(row(client.socket.clone(), index.to_string(), queue));
+            sum = add(sum, *queue);
+        }
+    }
+    if rows.len() > 2 {
+        rows.push(row("all".to_owned(), String::new(), &sum));
+    }
+    rows
+}
+
+fn row(client: String, index: String, queue: &QueueCounts) -> Row {
+    let QueueCounts { requests, failed, bytes, bounced, zero_copy, .. } = *queue;
+    let QueueCounts { reread_good, reread_bad, guard_errors, .. } = *queue;
+    let text = |count: u64| count.to_string();
+    [
+        client,
+        index,
+        text(requests),
+        text(failed),
+        BinaryBytes(bytes).to_string(),
+        text(bounced),
+        text(zero_copy),
+        text(reread_good),
+        text(reread_bad),
+        text(guard_errors),
+        text(queue.application_errors),
+        text(queue.reference_errors),
+    ]
+}
+
+fn add(one: QueueCounts, other: QueueCounts) -> QueueCounts {
+    let sum = |count: fn(&QueueCounts) -> u64| count(&one).wrapping_add(count(&other));
+    QueueCounts {
+        requests: sum(|queue| queue.requests),
+        failed: sum(|queue| queue.failed),
+        bytes: sum(|queue| queue.bytes),
+        bounced: sum(|queue| queue.bounced),
+        zero_copy: sum(|queue| queue.zero_copy),
+        reread_good: sum(|queue| queue.reread_good),
+        reread_bad: sum(|queue| queue.reread_bad),
+        guard_errors: sum(|queue| queue.guard_errors),
+        application_errors: sum(|queue| queue.application_errors),
+        reference_errors: sum(|queue| queue.reference_errors),
+    }
+}
+
+/// Writes the names of clients to the left, and all else to the right of its column.
+fn write_table(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: [usize; COLUMNS.len()] = std::array::from_fn(width);
+    for row in rows {
+        write!(f, "{:<1$}", row[0], widths[0])?;
+        for (cell, width) in row.iter().zip(widths).skip(1) {
+            write!(f, "  {cell:>width$}")?;
+        }
+        writeln!(f)?;
+    }
+    Ok(())
 }

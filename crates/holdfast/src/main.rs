@@ -4,11 +4,16 @@
 
 mod backing;
 mod cli;
+mod control;
 mod copy;
 mod create;
+mod http;
 mod info;
+mod live;
+mod metrics;
 mod progress;
 mod serve;
+mod torture;
 mod verify;
 
 use std::io::IsTerminal;
@@ -32,8 +37,12 @@ enum Outcome {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // What a scrub finds is in its report, and what ends an export is in its one line.
-    let reports = matches!(cli.command, Command::Verify(_) | Command::Export(_));
-    let default = if reports { "info,holdfast::corrupt=off" } else { "info" };
+    let default = match cli.command {
+        Command::Verify(_) | Command::Export(_) => "info,holdfast::corrupt=off",
+        // Its own server and its own corrupt sectors are no news.
+        Command::Torture(_) => "warn,holdfast::progress=info,holdfast::corrupt=off",
+        _ => "info",
+    };
     let filter =
         EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
@@ -68,5 +77,6 @@ fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Info(arguments) => info::run(arguments),
         Command::Import(arguments) => copy::import(arguments),
         Command::Export(arguments) => copy::export(arguments),
+        Command::Torture(arguments) => torture::run(arguments),
     }
 }

@@ -2,18 +2,21 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use holdfast_bio::{Bio, BlockDevice};
-use holdfast_device::FileDevice;
+use holdfast_bio::{Bio, BlockDevice, ReadPolicy};
+use holdfast_device::{Backing, FileDevice};
 use holdfast_iov::Pool;
-use holdfast_nbd::{Address, BlockSizes, Export, Listener, Server, ServerLimits, Waker};
-use holdfast_ring::Ring;
+use holdfast_nbd::{BlockSizes, Export, Server, ServerLimits};
+use holdfast_ring::{Ring, SharedRing, Waker};
+use holdfast_socket::{Address, Listener};
 use holdfast_units::to_usize;
-use holdfast_volume::{OpenOptions, Queue};
+use holdfast_vhost_user_blk::{Options as VhostUserOptions, Server as VhostUser, Storage};
+use holdfast_volume::{OpenOptions, Queue, Volume};
 use indicatif::BinaryBytes;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -21,6 +24,10 @@ use signal_hook::iterator::Signals;
 use crate::Outcome;
 use crate::backing::{self, OpenVolume};
 use crate::cli::Serve;
+use crate::control::Control;
+use crate::http::{self, Page};
+use crate::live::Watch;
+use crate::metrics::{self, Metrics};
 
 /// The memory for data on their way, of all threads together.
 const BUFFER_BYTES: usize = 48 << 20;
@@ -45,43 +52,144 @@ pub(crate) fn run(arguments: &Serve) -> anyhow::Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
-/// Serves an open volume until the reactors stop.
+/// Serves an open volume until a signal, or until a part of the server cannot go on.
 fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
+    // First: whoever reads that we listen may stop us at once.
+    let (over, wait) = mpsc::channel();
+    stop_on_signals(over.clone())?;
     let listeners = listen(arguments)?;
-    let threads = threads(arguments);
+    let sockets = arguments.vhost_user.iter().map(|path| bind(&Address::Unix(path.clone())));
+    let sockets = sockets.collect::<anyhow::Result<Vec<_>>>()?;
+    let control = Control::bind(&open.volume.uuid_text(), &open.backing);
+    let shown = arguments.metrics.as_ref().map(bind).transpose()?;
+    announce(open, &listeners, shown.as_ref(), arguments);
+    let threads = if listeners.is_empty() { 0 } else { threads(arguments) };
     let wakers = (0..threads).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
-    stop_on_signals(&wakers)?;
-    announce(open, &listeners);
+    let disks = start_disks(arguments, open, sockets)?;
+    let served = observe(arguments, open, &disks, control, shown.as_ref())
+        .and_then(|()| react_all(open, &listeners, &wakers, &over, &wait));
+    disks.into_iter().for_each(VhostUser::stop);
+    served
+}
+
+/// Runs the reactors of NBD clients until somebody says that it is over.
+fn react_all(
+    open: &OpenVolume,
+    listeners: &[Listener],
+    wakers: &[Arc<Waker>],
+    over: &mpsc::Sender<()>,
+    wait: &mpsc::Receiver<()>,
+) -> anyhow::Result<()> {
     let exports: Arc<[Export]> = Arc::new([export(open)]);
     thread::scope(|scope| {
-        let reactors: Vec<_> = wakers
-            .iter()
-            .map(|waker| {
-                let (open, listeners, exports) =
-                    (Shared::of(open), &listeners, Arc::clone(&exports));
-                let wakers = &wakers;
-                scope.spawn(move || {
-                    let result = react(&open, listeners, exports, waker, threads);
-                    // One that cannot go on takes the others with it.
-                    wakers.iter().for_each(|waker| waker.stop());
-                    result
-                })
+        let spawn = |waker| {
+            let (open, over, exports) = (Shared::of(open), over.clone(), Arc::clone(&exports));
+            scope.spawn(move || {
+                let result = react(&open, listeners, exports, waker, wakers.len());
+                // One that cannot go on takes the others with it. Nobody listens at the end.
+                let _ending = over.send(());
+                result
             })
-            .collect();
+        };
+        let reactors: Vec<_> = wakers.iter().map(spawn).collect();
+        // Only an error if all senders are gone, and the caller has one.
+        let _never = wait.recv();
+        wakers.iter().for_each(|waker| waker.stop());
         reactors.into_iter().try_for_each(|reactor| {
             reactor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })
 }
 
+/// Shows what the server does to `info --live`, and to Prometheus if there is a listener for it.
+fn observe(
+    arguments: &Serve,
+    open: &OpenVolume,
+    disks: &[VhostUser],
+    control: Option<Control>,
+    shown: Option<&Listener>,
+) -> anyhow::Result<()> {
+    let watch = Arc::new(Watch {
+        since: Instant::now(),
+        read_policy: arguments.read_policy,
+        volume: Arc::clone(&open.volume),
+        clients: disks.iter().map(|disk| Arc::clone(disk.counters())).collect(),
+    });
+    if let Some(control) = control {
+        control.start(Arc::clone(&watch)).context("cannot answer `holdfast info --live`")?;
+    }
+    if let Some(listener) = shown {
+        let metrics = Metrics::new(watch);
+        let page = Page {
+            path: metrics::PATH,
+            media_type: metrics::MEDIA_TYPE,
+            text: move || metrics.text(),
+        };
+        http::start("metrics", listener.descriptor()?, page).context("cannot show metrics")?;
+    }
+    Ok(())
+}
+
+/// An open volume as the queues of virtual machines use it.
+struct Disk {
+    backing: Arc<Backing>,
+    volume: Arc<Volume>,
+}
+
+impl Storage for Disk {
+    type Device = FileDevice;
+
+    fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    fn device(&self, ring: &SharedRing) -> std::io::Result<FileDevice> {
+        FileDevice::new(&self.backing, ring)
+    }
+}
+
+/// Starts to serve the volume to virtual machines.
+fn start_disks(
+    arguments: &Serve,
+    open: &OpenVolume,
+    sockets: Vec<Listener>,
+) -> anyhow::Result<Vec<VhostUser>> {
+    let options = VhostUserOptions {
+        queues: arguments.queues,
+        read_policy: arguments.read_policy,
+        poll: Duration::from_micros(u64::from(arguments.poll)),
+        ..VhostUserOptions::default()
+    };
+    if !sockets.is_empty() && options.read_policy == ReadPolicy::Never {
+        tracing::warn!(
+            "--read-policy never is for measuring only: a guest that changes its memory during I/O \
+             stores bad guards and gets false errors"
+        );
+    }
+    let backing = Arc::clone(&open.backing);
+    let disk = Arc::new(Disk { backing, volume: Arc::clone(&open.volume) });
+    let mut disks = Vec::with_capacity(sockets.len());
+    for socket in sockets {
+        match VhostUser::start(socket, Arc::clone(&disk), &options) {
+            Ok(started) => disks.push(started),
+            Err(error) => {
+                // Nobody may write to a volume that is about to be closed.
+                disks.into_iter().for_each(VhostUser::stop);
+                return Err(error).context("cannot serve virtual machines");
+            }
+        }
+    }
+    Ok(disks)
+}
+
 /// What the threads share of an open volume. Its ring is the main thread's.
 struct Shared<'a> {
-    backing: &'a holdfast_device::Backing,
-    volume: &'a Arc<holdfast_volume::Volume>,
+    backing: &'a Backing,
+    volume: &'a Arc<Volume>,
 }
 
 impl<'a> Shared<'a> {
-    const fn of(open: &'a OpenVolume) -> Self {
+    fn of(open: &'a OpenVolume) -> Self {
         Self { backing: &open.backing, volume: &open.volume }
     }
 }
@@ -123,13 +231,16 @@ fn threads(arguments: &Serve) -> usize {
     arguments.threads.map_or_else(|| processors.min(MOST), usize::from)
 }
 
+/// Listens for NBD clients.
 fn listen(arguments: &Serve) -> anyhow::Result<Vec<Listener>> {
     let beside = [Address::Unix(socket_beside(&arguments.path))];
-    let addresses = if arguments.nbd.is_empty() { &beside[..] } else { &arguments.nbd };
-    let bind = |address: &Address| {
-        Listener::bind(address.clone()).with_context(|| format!("cannot listen at {address}"))
-    };
+    let is_default = arguments.nbd.is_empty() && arguments.vhost_user.is_empty();
+    let addresses = if is_default { &beside[..] } else { &arguments.nbd };
     addresses.iter().map(bind).collect()
+}
+
+fn bind(address: &Address) -> anyhow::Result<Listener> {
+    Listener::bind(address.clone()).with_context(|| format!("cannot listen at {address}"))
 }
 
 /// Returns the socket of those who name none: `disk.sock` for `disk.hf`.
@@ -152,26 +263,31 @@ fn export(open: &OpenVolume) -> Export {
     }
 }
 
-/// Stops the reactors at the first SIGINT or SIGTERM, and the process at the second.
-fn stop_on_signals(wakers: &[Arc<Waker>]) -> anyhow::Result<()> {
+/// Ends the server at the first SIGINT or SIGTERM, and the process at the second.
+fn stop_on_signals(over: mpsc::Sender<()>) -> anyhow::Result<()> {
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register_conditional_shutdown(signal, 2, Arc::clone(&asked))?;
         signal_hook::flag::register(signal, Arc::clone(&asked))?;
     }
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let wakers = wakers.to_vec();
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if signals.forever().next().is_some() {
             tracing::info!("stopping: what is in flight is finished (once more ends at once)");
-            wakers.iter().for_each(|waker| waker.stop());
+            // The server may be stopping already.
+            let _stopping = over.send(());
         }
     })?;
     Ok(())
 }
 
 /// Says what is served and how to attach to it.
-fn announce(open: &OpenVolume, listeners: &[Listener]) {
+fn announce(
+    open: &OpenVolume,
+    listeners: &[Listener],
+    shown: Option<&Listener>,
+    arguments: &Serve,
+) {
     let geometry = open.volume.geometry();
     let mode = if open.volume.is_read_only() { ", read-only" } else { "" };
     let mut text = format!(
@@ -181,8 +297,14 @@ fn announce(open: &OpenVolume, listeners: &[Listener]) {
         geometry.sector(),
         open.volume.protection().kind,
     );
+    if let Some(listener) = shown {
+        text += &match listener.address() {
+            Address::Tcp(address) => format!("metrics at http://{address}{}\n", metrics::PATH),
+            address @ Address::Unix(_) => format!("metrics at {address}, {}\n", metrics::PATH),
+        };
+    }
     for listener in listeners {
-        let uri = listener.address().uri();
+        let uri = holdfast_nbd::uri(listener.address());
         let client = match listener.address() {
             Address::Unix(path) => format!("nbd-client -unix {} /dev/nbd0", path.display()),
             Address::Tcp(address) => {
@@ -193,6 +315,16 @@ fn announce(open: &OpenVolume, listeners: &[Listener]) {
             "\nlistening at {}; attach with\n  qemu-img info '{uri}'\n  nbdcopy disk.img '{uri}'\n  \
              qemu-system-x86_64 -drive 'file={uri},format=raw,if=virtio,discard=unmap'\n  {client}\n",
             listener.address()
+        );
+    }
+    for path in &arguments.vhost_user {
+        let (path, queues) = (path.display(), arguments.queues);
+        text += &format!(
+            "\nlistening at {path} for a virtual machine; attach with\n  qemu-system-x86_64 -m 1G \\\n    \
+             -machine memory-backend=mem -object memory-backend-memfd,id=mem,size=1G,share=on \\\n    \
+             -chardev socket,id=disk,path={path},reconnect=1 \\\n    \
+             -device vhost-user-blk-pci,chardev=disk,num-queues={queues}\n  \
+             (from QEMU 9.2 on reconnect-ms=1000 instead of reconnect=1)\n"
         );
     }
     // Whoever started the server may have closed its output, and wants it to run all the same.

@@ -2,11 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
+use holdfast_virtio_driver::{Client, Options, Request, Segment, Shape};
 use serde_json::Value;
 
 fn holdfast(arguments: &[&str]) -> Output {
@@ -50,6 +53,8 @@ const FIRST_DATA: u64 = (3 << 20) + 4096;
 struct Server {
     child: Child,
     socket: PathBuf,
+    /// What it said before it said where it listens.
+    said: Vec<String>,
 }
 
 impl Server {
@@ -62,10 +67,16 @@ impl Server {
             .spawn()
             .expect("it runs");
         let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+        let mut said = Vec::new();
         // It listens before it says so.
-        let line = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("listening")));
-        assert!(line.is_some(), "the server does not listen");
-        Self { child, socket: volume.with_extension("sock") }
+        loop {
+            let line = lines.next().expect("the server listens").expect("text");
+            if line.contains("listening") {
+                break;
+            }
+            said.push(line);
+        }
+        Self { child, socket: volume.with_extension("sock"), said }
     }
 
     /// Attaches by the oldest option, so that replies are simple. Returns the size of the export.
@@ -310,4 +321,162 @@ fn an_export_of_a_corrupt_volume_exits_with_1_and_leaves_nothing() {
     assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
     assert!(said.contains("mismatch at LBA 1"), "{said}");
     assert!(!back.exists(), "a partial image was left behind");
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let output = holdfast(arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// Returns the objects of a queue that has counted `changed`, and nothing else.
+fn queue(changed: &[(&str, u64)]) -> Value {
+    let names = [
+        "requests",
+        "failed",
+        "bytes",
+        "bounced",
+        "zero_copy",
+        "reread_good",
+        "reread_bad",
+        "guard_errors",
+        "application_errors",
+        "reference_errors",
+    ];
+    let mut counts: serde_json::Map<_, _> =
+        names.iter().map(|name| ((*name).to_owned(), Value::from(0))).collect();
+    counts.extend(changed.iter().map(|(name, count)| ((*name).to_owned(), Value::from(*count))));
+    counts.into()
+}
+
+#[test]
+fn the_counters_of_a_server_without_clients_are_zero() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (volume, socket) = (path_in(&dir, "disk.hf"), path_in(&dir, "vm.sock"));
+    let arguments = ["--create", "4M", "--queues", "2", "--vhost-user", str_of(&socket)];
+    let server = Server::start(&volume, &arguments);
+    let info = json(&["info", "--live", "--json", str_of(&volume)]);
+    assert_eq!(info["clients"].as_array().map(Vec::len), Some(1));
+    assert_eq!(info["clients"][0]["socket"], str_of(&socket));
+    assert_eq!(info["clients"][0]["connected"], false);
+    assert_eq!(info["clients"][0]["queues"], Value::from(vec![queue(&[]), queue(&[])]));
+    assert_eq!((&info["pid"], &info["read_policy"]), (&server.child.id().into(), &"lazy".into()));
+    assert_eq!((&info["errors"]["guard"], &info["state"]), (&0.into(), &"in use".into()));
+    assert_eq!(server.stop().0, Some(0));
+}
+
+#[test]
+fn each_queue_of_a_virtual_machine_is_counted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (volume, socket) = (path_in(&dir, "disk.hf"), path_in(&dir, "vm.sock"));
+    let arguments = ["--create", "4M", "--queues", "2", "--vhost-user", str_of(&socket)];
+    let server = Server::start(&volume, &arguments);
+    let options = Options { queues: 2, ..Options::default() };
+    let mut client = Client::connect(&socket, &options).expect("a disk");
+    let address = client.memory().allocate(8192, 4096).expect("memory");
+    let source = &[Segment { address, len: 8192 }];
+    let writing = client.queue(1);
+    writing.submit(&Request::Write { sector: 8, source }, Shape::default()).expect("room");
+    // The last sector is the disk's, the others are behind its end.
+    let beyond = Request::Write { sector: 8191, source };
+    writing.submit(&beyond, Shape::default()).expect("room");
+    writing.kick().expect("a server");
+    // A server may call more often than it must.
+    for _ in 0..100 {
+        while writing.completed().expect("answers").is_some() {}
+        if writing.in_flight() == 0 {
+            break;
+        }
+        writing.wait(Duration::from_secs(1)).expect("a server");
+    }
+    assert_eq!(writing.in_flight(), 0);
+    let info = json(&["info", "--live", "--json", str_of(&volume)]);
+    let second = queue(&[("requests", 2), ("failed", 1), ("bytes", 8192), ("bounced", 1)]);
+    assert_eq!(info["clients"][0]["queues"], Value::from(vec![queue(&[]), second]));
+    assert_eq!(info["clients"][0]["connected"], true);
+    let table = text(&holdfast(&["info", "--live", str_of(&volume)]).stdout);
+    let sums = table.lines().last().unwrap_or_default();
+    let words: Vec<_> = sums.split_ascii_whitespace().collect();
+    assert_eq!(words[..7], ["all", "2", "1", "8.00", "KiB", "1", "0"], "{table}");
+    drop(client);
+    assert_eq!(server.stop().0, Some(0));
+}
+
+#[test]
+fn a_volume_that_nobody_serves_has_no_counters() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (volume, copy) = (path_in(&dir, "disk.hf"), path_in(&dir, "copy.hf"));
+    let server = Server::start(&volume, &["--create", "4M"]);
+    // It has the same uuid.
+    fs::copy(&volume, &copy).expect("a copy");
+    let said = refusal(&["info", "--live", str_of(&copy)]);
+    assert!(said.contains("nobody serves") && said.contains("holdfast serve"), "{said}");
+    assert_eq!(server.stop().0, Some(0));
+    assert!(refusal(&["info", "--live", str_of(&volume)]).contains("nobody serves"));
+}
+
+#[test]
+fn of_two_servers_of_a_volume_one_is_asked() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (volume, socket) = (path_in(&dir, "disk.hf"), path_in(&dir, "other.sock"));
+    holdfast(&["create", str_of(&volume), "--size", "4M"]);
+    let first = Server::start(&volume, &["--read-only"]);
+    let address = format!("unix:{}", str_of(&socket));
+    let second = Server::start(&volume, &["--read-only", "--nbd", &address]);
+    let info = json(&["info", "--live", "--json", str_of(&volume)]);
+    assert_eq!(info["pid"], first.child.id());
+    let (code, log) = second.stop();
+    assert!(log.contains("does not answer `holdfast info --live`"), "{log}");
+    assert_eq!((code, first.stop().0), (Some(0), Some(0)));
+}
+
+#[test]
+fn the_next_server_may_follow_a_killed_one_at_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (volume, socket) = (path_in(&dir, "disk.hf"), path_in(&dir, "vm.sock"));
+    for _ in 0..5 {
+        let mut server =
+            Server::start(&volume, &["--create", "4M", "--vhost-user", str_of(&socket)]);
+        server.child.kill().expect("a process");
+        server.child.wait().expect("its end");
+    }
+    let info = json(&["info", "--json", str_of(&volume)]);
+    assert_eq!(info["state"], "not closed");
+}
+
+/// Asks a server for a page, and returns all that it says.
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("a listening server");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").expect("a server");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+#[test]
+fn metrics_are_at_their_path_and_nowhere_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (volume, socket) = (path_in(&dir, "disk.hf"), path_in(&dir, "vm.sock"));
+    let arguments =
+        ["--create", "4M", "--metrics", "tcp:127.0.0.1:0", "--vhost-user", str_of(&socket)];
+    let server = Server::start(&volume, &arguments);
+    let address = |line: &String| {
+        let address = line.strip_prefix("metrics at http://")?.strip_suffix("/metrics")?;
+        Some(address.to_owned())
+    };
+    let address = server.said.iter().find_map(address).expect("it says where");
+    let page = get(&address, "/metrics");
+    assert!(page.starts_with("HTTP/1.1 200 OK\r\n") && page.ends_with("# EOF\n"), "{page}");
+    let client = format!("client=\"{}\"", str_of(&socket));
+    for line in [
+        format!("holdfast_requests_total{{{client},queue=\"0\"}} 0"),
+        format!("holdfast_rereads_total{{{client},queue=\"0\",result=\"good\"}} 0"),
+        format!("holdfast_tag_errors_total{{{client},queue=\"0\",tag=\"reference\"}} 0"),
+        format!("holdfast_client_connected{{{client}}} 0"),
+        "holdfast_volume_errors_total{tag=\"guard\"} 0".to_owned(),
+    ] {
+        assert!(page.lines().any(|found| found == line), "no {line} in {page}");
+    }
+    assert!(get(&address, "/").starts_with("HTTP/1.1 404 Not Found\r\n"));
+    assert_eq!(server.stop().0, Some(0));
 }

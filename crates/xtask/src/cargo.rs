@@ -16,10 +16,17 @@ use crate::workspace::Workspace;
 const LOOM: &[&str] = &["holdfast-iov", "holdfast-volume"];
 
 /// Crates with unsafe code, or right above it.
-const ASAN: &[&str] = &["holdfast-checksum", "holdfast-iov", "holdfast-ring", "holdfast-device"];
+const ASAN: &[&str] = &[
+    "holdfast-checksum",
+    "holdfast-iov",
+    "holdfast-ring",
+    "holdfast-device",
+    "holdfast-virtqueue",
+    "holdfast-vhost-user-blk",
+];
 
-/// Crates with unsafe code that need no `io_uring`, of which valgrind knows little.
-const VALGRIND: &[&str] = &["holdfast-checksum", "holdfast-iov"];
+/// Crates with unsafe code, or right above it, that need no `io_uring`, of which valgrind knows little.
+const VALGRIND: &[&str] = &["holdfast-checksum", "holdfast-iov", "holdfast-virtqueue"];
 
 pub(crate) fn fmt(workspace: &Workspace) -> Result<()> {
     show(&mut cargo(workspace, &["fmt", "--all", "--check"]))

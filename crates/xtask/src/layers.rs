@@ -8,12 +8,13 @@ use crate::workspace::Workspace;
 /// The row of each crate. A new one must be placed; the picture is in ARCHITECTURE.md.
 const ROWS: &[(u32, &[&str])] = &[
     (0, &["holdfast-units", "holdfast-checksum"]),
-    (1, &["holdfast-iov"]),
-    (2, &["holdfast-bio", "holdfast-ring"]),
-    (3, &["holdfast-integrity", "holdfast-device", "holdfast-sim"]),
+    (1, &["holdfast-iov", "holdfast-socket"]),
+    (2, &["holdfast-bio", "holdfast-ring", "holdfast-virtqueue"]),
+    (3, &["holdfast-integrity", "holdfast-device", "holdfast-sim", "holdfast-virtio-driver"]),
     (4, &["holdfast-volume"]),
-    (7, &["holdfast-nbd"]),
-    (8, &["holdfast", "xtask"]),
+    (7, &["holdfast-nbd", "holdfast-vhost-user-blk"]),
+    (8, &["holdfast-torture"]),
+    (9, &["holdfast", "xtask"]),
 ];
 
 /// Only tests may use these.

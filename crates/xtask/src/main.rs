@@ -8,11 +8,13 @@
 mod cargo;
 mod e2e;
 mod fuzz;
+mod guest;
 mod layers;
 mod packages;
 mod run;
 mod steps;
 mod tidy;
+mod torture;
 mod workspace;
 
 use std::process::ExitCode;
@@ -50,7 +52,7 @@ enum Chore {
     Ci,
     /// Formatting, clippy, rustdoc, `layers` and `tidy`, with warnings as errors (1 minute)
     Lint,
-    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz` and `e2e` (about 7 minutes)
+    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz`, `e2e` and a short `torture` (about 7 minutes)
     Test,
     /// Unit, integration and documentation tests of every crate (1 minute)
     Unit,
@@ -67,6 +69,10 @@ enum Chore {
     Fuzz(fuzz::Options),
     /// Drives the program with qemu, libnbd and fio (2 minutes, and a release build)
     E2e(e2e::Options),
+    /// Boots Linux with a volume as its disk: file systems, swap, buffers that change in flight (6 minutes)
+    Guest(guest::Options),
+    /// The worst guest against every format, while sectors rot, and while the server is killed (30 minutes)
+    Torture(torture::Options),
     /// Checks that each crate depends only on crates of the rows below its own (1 second)
     Layers,
     /// Checks the rules that neither rustfmt nor clippy knows (1 second)
@@ -95,6 +101,18 @@ fn chore(chore: Chore) -> Result<ExitCode> {
             let repeat = options.to_string();
             vec![Step::new("e2e", repeat, move |workspace| e2e::run(workspace, &options))]
         }
+        Chore::Guest(options) if options.list => {
+            guest::list();
+            return Ok(ExitCode::SUCCESS);
+        }
+        Chore::Guest(options) => {
+            let repeat = options.to_string();
+            vec![Step::new("guest", repeat, move |workspace| guest::run(workspace, &options))]
+        }
+        Chore::Torture(options) => {
+            let repeat = options.to_string();
+            vec![Step::new("torture", repeat, move |workspace| torture::run(workspace, &options))]
+        }
         Chore::Layers => vec![layers()],
         Chore::Tidy => vec![tidy()],
     };
@@ -120,6 +138,12 @@ fn test() -> Vec<Step> {
         valgrind(),
         Step::new("fuzz", "fuzz", |workspace| fuzz::run(workspace, &fuzz::Options::default())),
         Step::new("e2e", "e2e", |workspace| e2e::run(workspace, &e2e::Options::default())),
+        Step::new("torture", "torture --short", |workspace| {
+            torture::run(workspace, &torture::Options::short())
+        }),
+        Step::new("guest", "guest --short", |workspace| {
+            guest::run(workspace, &guest::Options::short())
+        }),
     ]
 }
 

@@ -29,6 +29,19 @@ pub(crate) const ALL: &[Tool] = &[
     tool("qemu-storage-daemon", "qemu-system-common"),
 ];
 
+/// What the guest is built from, and runs in.
+pub(crate) const GUEST: &[Tool] = &[
+    tool("busybox", "busybox-static"),
+    tool("cc", "gcc"),
+    tool("cpio", "cpio"),
+    tool("depmod", "kmod"),
+    tool("mke2fs", "e2fsprogs"),
+    tool("mkfs.xfs", "xfsprogs"),
+    tool("qemu-storage-daemon", "qemu-system-common"),
+    tool("qemu-system-x86_64", "qemu-system-x86"),
+    tool("xz", "xz-utils"),
+];
+
 /// libFuzzer is built from C++.
 pub(crate) const CXX: Tool = tool("c++", "g++");
 pub(crate) const VALGRIND: Tool = tool("valgrind", "valgrind");

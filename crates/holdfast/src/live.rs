@@ -1,0 +1,67 @@
+//! What a running server has done. The control socket gives it as JSON, and Prometheus gets the same
+//! numbers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use holdfast_bio::ReadPolicy;
+use holdfast_vhost_user_blk::{ClientCounters, QueueCounts};
+use holdfast_volume::Volume;
+use holdfast_volume::format::ErrorCounts;
+use serde::{Deserialize, Serialize};
+
+/// Where a running server counts.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) since: Instant,
+    pub(crate) read_policy: ReadPolicy,
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) clients: Vec<Arc<ClientCounters>>,
+}
+
+/// What a server had counted at one moment. Requests went on meanwhile, so that numbers need not
+/// belong together.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Live {
+    /// The mismatches that were met since the volume was created.
+    pub(crate) errors: ErrorCounts,
+    #[serde(flatten)]
+    pub(crate) running: Running,
+}
+
+/// A server and its clients.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Running {
+    pub(crate) pid: u32,
+    pub(crate) uptime_seconds: u64,
+    pub(crate) read_policy: String,
+    pub(crate) clients: Vec<Client>,
+}
+
+/// A socket for a virtual machine. NBD clients are not counted one by one.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Client {
+    pub(crate) socket: String,
+    pub(crate) connected: bool,
+    pub(crate) queues: Vec<QueueCounts>,
+}
+
+impl Watch {
+    /// Reads all counters.
+    pub(crate) fn look(&self) -> Live {
+        let client = |client: &Arc<ClientCounters>| Client {
+            socket: client.socket().display().to_string(),
+            connected: client.is_connected(),
+            queues: client.queues().collect(),
+        };
+        Live {
+            errors: self.volume.errors(),
+            running: Running {
+                pid: std::process::id(),
+                uptime_seconds: self.since.elapsed().as_secs(),
+                read_policy: self.read_policy.to_string(),
+                clients: self.clients.iter().map(client).collect(),
+            },
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Who serves the disk: Holdfast, or QEMU's own server to compare with.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::case::Case;
+use super::counters::Counters;
+use super::play::Play;
+use super::process::{Desk, Running};
+use crate::run::command;
+
+/// What each scenario names in its own directory, where all programs run: so that the path of a
+/// Unix socket is short, wherever the directory is.
+pub(super) const SOCKET: &str = "guest.sock";
+/// What the servers printed, one after the other.
+pub(super) const LOG: &str = "server.log";
+const VOLUME: &str = "volume.hf";
+const SIZE: &str = "512M";
+
+const START: Duration = Duration::from_secs(20);
+const STOP: Duration = Duration::from_secs(20);
+
+/// Whose server, and its program.
+#[derive(Clone, Copy)]
+pub(super) enum Kind<'a> {
+    Holdfast(&'a Path),
+    /// `qemu-storage-daemon` with a raw file, which has neither tuples nor counters.
+    Peer,
+}
+
+/// A disk that a scenario uses; served in between, and stopped, killed and started again.
+pub(super) struct Server<'a> {
+    desk: &'a Desk<'a>,
+    kind: Kind<'a>,
+    case: &'a Case,
+    running: Option<Running>,
+}
+
+impl<'a> Server<'a> {
+    /// Makes a fresh disk, and serves it.
+    pub(super) fn create(play: &Play<'a>) -> Result<Self> {
+        let Play { desk, kind, case, .. } = *play;
+        let mut create = match kind {
+            Kind::Holdfast(program) => {
+                let mut create = Command::new(program);
+                create.args(["create", VOLUME, "--size", SIZE, "--guard", case.guard]);
+                create.args(["--sector", case.sector]);
+                create
+            }
+            Kind::Peer => command("truncate", &["--size", SIZE, VOLUME]),
+        };
+        desk.ok(&mut create)?;
+        let mut server = Self { desk, kind, case, running: None };
+        server.start()?;
+        Ok(server)
+    }
+
+    /// Serves the disk, and waits for the socket.
+    pub(super) fn start(&mut self) -> Result<()> {
+        // A server that was killed has left its own behind. And to connect, to see whether there is
+        // somebody, would be to be a client.
+        let old = self.socket_made();
+        let mut running = self.desk.start(&self.command(), LOG, LOG)?;
+        self.desk.poll("the server to listen", Instant::now() + START, || {
+            ensure!(running.is_running()?, "the server ended at once; see {LOG}");
+            Ok(self.socket_made().filter(|made| Some(*made) != old))
+        })?;
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// When the socket was made, in seconds and nanoseconds.
+    fn socket_made(&self) -> Option<(i64, i64)> {
+        let metadata = fs::symlink_metadata(self.desk.directory.join(SOCKET)).ok()?;
+        Some((metadata.ctime(), metadata.ctime_nsec()))
+    }
+
+    fn command(&self) -> Command {
+        let queues = self.case.queues;
+        match self.kind {
+            Kind::Holdfast(program) => {
+                let mut serve = Command::new(program);
+                serve.args(["serve", VOLUME, "--vhost-user", SOCKET]);
+                serve.args(["--queues", &queues.to_string()]);
+                serve.args(["--read-policy", self.case.policy]);
+                serve
+            }
+            Kind::Peer => {
+                let disk = format!("driver=file,node-name=disk,filename={VOLUME},cache.direct=on");
+                let export = format!(
+                    "type=vhost-user-blk,id=guest,node-name=disk,writable=on,num-queues={queues},\
+                     addr.type=unix,addr.path={SOCKET}"
+                );
+                command("qemu-storage-daemon", &["--blockdev", &disk, "--export", &export])
+            }
+        }
+    }
+
+    /// Fails when the server is not running any more, without having been asked to end.
+    pub(super) fn ensure_running(&mut self) -> Result<()> {
+        ensure!(self.running()?.is_running()?, "the server ended; see {LOG}");
+        Ok(())
+    }
+
+    /// What this run of the server has counted so far; of a peer, nothing.
+    pub(super) fn counters(&self) -> Result<Counters> {
+        let Kind::Holdfast(program) = self.kind else { return Ok(Counters::default()) };
+        let mut info = Command::new(program);
+        let (status, text) = self.desk.ask(info.args(["info", "--live", VOLUME, "--json"]))?;
+        ensure!(status.success(), "info --live ended with {status}");
+        Counters::parse(&text)
+    }
+
+    pub(super) const fn has_counters(&self) -> bool {
+        matches!(self.kind, Kind::Holdfast(_))
+    }
+
+    /// Asks the server to end, and checks that it does so in time and in peace.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        self.ensure_running()?;
+        let mut running = self.running.take().context("no server")?;
+        running.signal("TERM")?;
+        let status = self.desk.wait(&mut running, Instant::now() + STOP)?;
+        if !status.success() {
+            bail!("the server ended with {status} after SIGTERM");
+        }
+        let said = self.desk.text(LOG)?;
+        ensure!(!said.contains("panicked at"), "the server panicked; see {LOG}");
+        Ok(())
+    }
+
+    /// Kills the server, as a crash of it would.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        self.ensure_running()?;
+        self.running = None;
+        Ok(())
+    }
+
+    /// How many faults `verify` finds in the disk, which nobody serves; of a peer's, none.
+    pub(super) fn verify(&self) -> Result<u64> {
+        let Kind::Holdfast(program) = self.kind else { return Ok(0) };
+        let mut verify = Command::new(program);
+        let (status, report) = self.desk.run(verify.args(["verify", "--json", VOLUME]))?;
+        let faults = faults_of(&report)?;
+        let expected = i32::from(faults > 0);
+        ensure!(status.code() == Some(expected), "verify found {faults} faults, and then {status}");
+        Ok(faults)
+    }
+
+    fn running(&mut self) -> Result<&mut Running> {
+        self.running.as_mut().context("no server")
+    }
+}
+
+/// The number of faults in what `verify --json` printed; fails when it verified nothing.
+fn faults_of(report: &str) -> Result<u64> {
+    let json: Value = serde_json::from_str(report).context("verify --json printed no JSON")?;
+    let count =
+        |name: &str| json[name].as_u64().with_context(|| format!("verify: no {name}: {json}"));
+    let unreadable =
+        json["unreadable"].as_array().context("verify: no list of unreadable sectors")?;
+    ensure!(count("verified_bytes")? > 0, "there was nothing to verify");
+    Ok(count("corrupt_sectors")? + u64::try_from(unreadable.len())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn corrupt_and_unreadable_sectors_are_faults() {
+        let report = r#"{"verified_bytes": 8192, "corrupt_sectors": 2, "unreadable": [{}]}"#;
+        assert_eq!(faults_of(report).unwrap(), 3);
+    }
+
+    #[test]
+    fn to_verify_nothing_is_an_error() {
+        let report = r#"{"verified_bytes": 0, "corrupt_sectors": 0, "unreadable": []}"#;
+        faults_of(report).unwrap_err();
+    }
+
+    #[test]
+    fn a_report_without_a_count_is_an_error() {
+        faults_of(r#"{"verified_bytes": 8192, "unreadable": []}"#).unwrap_err();
+    }
+}
