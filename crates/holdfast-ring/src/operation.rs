@@ -252,18 +252,48 @@ impl Message {
     }
 }
 
+/// Room for the pieces of an operation's memory, which serves one operation after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    bvecs: Vec<Bvec>,
+    iovecs: Vec<libc::iovec>,
+}
+
+impl Pieces {
+    /// Room for more than so many pieces is not kept: few operations need it.
+    const KEPT_MAX: usize = 256;
+
+    /// Turns bvecs into the kernel's form. Without a limit on their number a transfer is only short.
+    fn vectored(&mut self) -> (*const libc::iovec, u32) {
+        const IOV_MAX: usize = 1024;
+        let Self { bvecs, iovecs } = self;
+        iovecs.clear();
+        iovecs.extend(
+            bvecs.iter().take(IOV_MAX).map(|bvec| libc::iovec {
+                iov_base: bvec.start.as_ptr().cast(),
+                iov_len: bvec.len,
+            }),
+        );
+        (iovecs.as_ptr(), len_u32(iovecs.len()))
+    }
+
+    /// Returns whether another operation shall use them.
+    pub(crate) const fn are_kept(&self) -> bool {
+        self.bvecs.capacity() <= Self::KEPT_MAX && self.iovecs.capacity() <= Self::KEPT_MAX
+    }
+}
+
 /// An operation in the slab of the ring, with the iovecs that point to its memory. It may be moved:
 /// the kernel is only given addresses in pools, in mappings and on the heap.
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) operation: Operation,
-    bvecs: Vec<Bvec>,
-    iovecs: Vec<libc::iovec>,
+    pub(crate) pieces: Pieces,
 }
 
 impl Slot {
-    pub(crate) const fn new(operation: Operation) -> Self {
-        Self { operation, bvecs: Vec::new(), iovecs: Vec::new() }
+    pub(crate) const fn new(operation: Operation, pieces: Pieces) -> Self {
+        Self { operation, pieces }
     }
 
     /// Builds the kernel's entry. It points to what `self` owns, which must not be dropped before
@@ -275,7 +305,7 @@ impl Slot {
                     assert!(iter.is_writable(), "the kernel must not write to a shared borrow");
                 }
                 let fd = Fd(file.as_raw_fd());
-                match transfer(memory, *skip, *len, registered, &mut self.bvecs) {
+                match transfer(memory, *skip, *len, registered, &mut self.pieces.bvecs) {
                     Transfer::Fixed(start, len) => {
                         opcode::ReadFixed::new(fd, start, len, 0).offset(*offset).build()
                     }
@@ -283,7 +313,7 @@ impl Slot {
                         opcode::Read::new(fd, start, len).offset(*offset).build()
                     }
                     Transfer::Vectored => {
-                        let (iovecs, count) = vectored(&self.bvecs, &mut self.iovecs);
+                        let (iovecs, count) = self.pieces.vectored();
                         opcode::Readv::new(fd, iovecs, count).offset(*offset).build()
                     }
                 }
@@ -291,7 +321,7 @@ impl Slot {
             Operation::Write { file, offset, memory, skip, len, durable } => {
                 let fd = Fd(file.as_raw_fd());
                 let flags = if *durable { libc::RWF_DSYNC } else { 0 };
-                match transfer(memory, *skip, *len, registered, &mut self.bvecs) {
+                match transfer(memory, *skip, *len, registered, &mut self.pieces.bvecs) {
                     Transfer::Fixed(start, len) => opcode::WriteFixed::new(fd, start, len, 0)
                         .offset(*offset)
                         .rw_flags(flags)
@@ -300,7 +330,7 @@ impl Slot {
                         opcode::Write::new(fd, start, len).offset(*offset).rw_flags(flags).build()
                     }
                     Transfer::Vectored => {
-                        let (iovecs, count) = vectored(&self.bvecs, &mut self.iovecs);
+                        let (iovecs, count) = self.pieces.vectored();
                         opcode::Writev::new(fd, iovecs, count)
                             .offset(*offset)
                             .rw_flags(flags)
@@ -389,19 +419,6 @@ fn transfer(
             Transfer::Vectored
         }
     }
-}
-
-/// Turns bvecs into the kernel's form. Without a limit on their number a transfer is only short.
-fn vectored(bvecs: &[Bvec], iovecs: &mut Vec<libc::iovec>) -> (*const libc::iovec, u32) {
-    const IOV_MAX: usize = 1024;
-    iovecs.clear();
-    iovecs.extend(
-        bvecs
-            .iter()
-            .take(IOV_MAX)
-            .map(|bvec| libc::iovec { iov_base: bvec.start.as_ptr().cast(), iov_len: bvec.len }),
-    );
-    (iovecs.as_ptr(), len_u32(iovecs.len()))
 }
 
 fn len_u32(len: usize) -> u32 {

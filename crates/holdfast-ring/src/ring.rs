@@ -12,7 +12,7 @@ use io_uring::{IoUring, opcode};
 use slab::Slab;
 
 use crate::channel::Channel;
-use crate::operation::{Operation, Slot, result_of};
+use crate::operation::{Operation, Pieces, Slot, result_of};
 
 /// A ring that several users in one thread share.
 pub type SharedRing = Rc<RefCell<Ring>>;
@@ -35,6 +35,8 @@ pub struct Ring {
     // Declared before `slots`: the kernel's side is closed first. By then nothing is in flight.
     uring: IoUring,
     slots: Slab<Pushed>,
+    /// What operations that have completed left for others.
+    pieces: Vec<Pieces>,
     channels: Vec<VecDeque<Completion>>,
     /// The pool whose memory is registered as the fixed buffer 0, kept mapped while it is.
     registered: Option<Pool>,
@@ -75,6 +77,7 @@ impl Ring {
         Ok(Self {
             uring,
             slots: Slab::new(),
+            pieces: Vec::new(),
             channels: Vec::new(),
             registered: None,
             capacity: usize::try_from(entries).expect("a u32 fits") * 2,
@@ -118,7 +121,7 @@ impl Ring {
         if self.slots.len() >= self.capacity {
             return Err(operation);
         }
-        let mut slot = Slot::new(operation);
+        let mut slot = Slot::new(operation, self.pieces.pop().unwrap_or_default());
         let vacant = self.slots.vacant_entry();
         let entry = slot.entry(self.registered.as_ref()).user_data(to_u64(vacant.key()));
         vacant.insert(Pushed { slot, channel, token });
@@ -181,7 +184,10 @@ impl Ring {
             let key = holdfast_units::to_usize(entry.user_data());
             let Pushed { slot, channel, token } = self.slots.remove(key);
             let result = result_of(&entry);
-            let mut operation = slot.operation;
+            let Slot { mut operation, pieces } = slot;
+            if pieces.are_kept() {
+                self.pieces.push(pieces);
+            }
             operation.adopt(&result);
             self.channels[channel].push_back(Completion { token, operation, result });
         }
