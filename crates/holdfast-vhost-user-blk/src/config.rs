@@ -100,8 +100,9 @@ impl Config {
     /// Changes what a driver may change. `false` when it may not.
     pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) -> bool {
         match (offset, bytes) {
-            (Self::WRITEBACK, &[value @ (0 | 1)]) => {
-                self.writeback = value;
+            (Self::WRITEBACK, &[value]) => {
+                // A guest chooses it, and must not be able to make its front end lose the connection.
+                self.writeback = u8::from(value != 0);
                 true
             }
             _ => false,

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use holdfast_iov::{GuestMemory, GuestRegion, Place, Region};
 use holdfast_units::{to_u64, to_usize};
 use holdfast_virtqueue::{Inflight, QUEUE_SIZE_MAX, Rings, Virtqueue};
-use rustix::fs::{FileType, MemfdFlags, OFlags, SealFlags};
+use rustix::fs::{MemfdFlags, SealFlags};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -27,11 +27,11 @@ use crate::dirty::DirtyLog;
 use crate::queue::{Command, Mailbox, Reactor, Setup, Tuning};
 use crate::request::ID;
 use crate::server::Storage;
+use crate::shared::{check_call, check_event, check_size, map, region};
 
 /// The most regions of memory. The kernel's vhost has 509.
 const REGIONS_MAX: usize = 509;
-/// The most bytes of a guest's memory: 16 TiB. The addresses of this process are those of all front ends.
-const MEMORY_MAX: u64 = 1 << 44;
+
 /// The most bytes of a dirty log: a bit for each page that can be addressed with 52 bits.
 const LOG_MAX: u64 = 1 << 37;
 
@@ -88,13 +88,13 @@ pub(crate) struct Control<S: Storage> {
 }
 
 /// Returns the error for what a front end may not ask.
-fn refuse(why: impl Into<String>) -> Error {
+pub(crate) fn refuse(why: impl Into<String>) -> Error {
     let why = why.into();
     tracing::warn!("a front end was refused: {why}");
     Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
-fn failed(error: io::Error) -> Error {
+pub(crate) fn failed(error: io::Error) -> Error {
     tracing::error!("a queue cannot be served: {error}");
     Error::ReqHandlerError(error)
 }
@@ -275,64 +275,18 @@ impl<S: Storage> Control<S> {
     }
 }
 
-/// Maps the memory that a front end shares.
-fn map(file: &File, offset: u64, len: u64) -> Result<Arc<Region>> {
-    let found = file.metadata().map_err(failed)?.len();
-    let end = offset.checked_add(len).ok_or_else(|| refuse("a region wraps around"))?;
-    // A device file says 0. Memory behind the end of a file would end this process at the first touch.
-    if found != 0 && end > found {
-        return Err(refuse(format!("a region ends at byte {end} of a file of {found}")));
-    }
-    let bytes = usize::try_from(len).map_err(|_| refuse("a region larger than memory"))?;
-    Region::shared(file.as_fd(), offset, bytes).map(Arc::new).map_err(|error| {
-        refuse(format!("{len:#x} bytes at {offset:#x} of shared memory cannot be mapped: {error}"))
-    })
-}
-
-/// Checks that a front end gave an eventfd, or a pipe or socket in the place of one. What is read or
-/// written of other files may take as long as their owner likes.
-fn check_event(file: Option<&File>) -> Result<()> {
-    let Some(file) = file else { return Ok(()) };
-    let mode = rustix::fs::fstat(file).map_err(|errno| failed(errno.into()))?.st_mode;
-    // An eventfd is of no type.
-    match FileType::from_raw_mode(mode) {
-        FileType::Fifo | FileType::Socket | FileType::Unknown => Ok(()),
-        other => Err(refuse(format!("{other:?} is no kind of event"))),
-    }
-}
-
-/// Makes sure that nobody waits who writes to an eventfd, though its counter may be full.
-fn check_call(file: Option<&File>) -> Result<()> {
-    check_event(file)?;
-    let Some(file) = file else { return Ok(()) };
-    let flags = rustix::fs::fcntl_getfl(file).map_err(|errno| failed(errno.into()))?;
-    rustix::fs::fcntl_setfl(file, flags | OFlags::NONBLOCK).map_err(|errno| failed(errno.into()))
-}
-
-/// Checks how much memory a guest has, before it is mapped.
-fn check_size(mut lens: impl Iterator<Item = u64>) -> Result<()> {
-    let total = lens.try_fold(0_u64, u64::checked_add);
-    match total {
-        Some(total) if total <= MEMORY_MAX => Ok(()),
-        _ => Err(refuse(format!("more than {MEMORY_MAX:#x} bytes of memory"))),
-    }
-}
-
-fn region(region: &VhostUserMemoryRegion, file: &File) -> Result<GuestRegion> {
-    Ok(GuestRegion {
-        guest_address: region.guest_phys_addr,
-        user_address: region.user_addr,
-        region: map(file, region.mmap_offset, region.memory_size)?,
-    })
-}
-
 impl<S: Storage> VhostUserBackendReqHandlerMut for Control<S> {
     fn set_owner(&mut self) -> Result<()> {
         Ok(())
     }
 
     fn reset_owner(&mut self) -> Result<()> {
-        self.reset_device()
+        // The protocol has given it up, and recommends to disable the queues at most.
+        self.stop_all();
+        for vring in &mut self.vrings {
+            (vring.enabled, vring.kicked) = (false, false);
+        }
+        Ok(())
     }
 
     fn reset_device(&mut self) -> Result<()> {

@@ -13,10 +13,13 @@ mod config;
 mod control;
 mod counters;
 mod dirty;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod poll;
 mod queue;
 mod request;
 mod server;
+mod shared;
 
 pub use counters::{ClientCounters, QueueCounts};
 pub use server::{Options, Server, Storage};

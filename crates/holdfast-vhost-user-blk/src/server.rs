@@ -58,6 +58,14 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Returns the part of it that each queue has to know.
+    pub(crate) const fn tuning(&self) -> Tuning {
+        let &Self { read_policy, poll, buffer_bytes, .. } = self;
+        Tuning { read_policy, poll, buffer_bytes }
+    }
+}
+
 /// A disk at a socket: one client at a time, since a client that comes back must find what it had in
 /// flight at rest.
 #[derive(Debug)]
@@ -104,11 +112,7 @@ impl Server {
         let socket = UnixListener::from(listener.descriptor()?);
         let (stopping, connection) = (AtomicBool::new(false), Mutex::default());
         let shared = Arc::new(Shared { stopping, socket, connection });
-        let tuning = Tuning {
-            read_policy: options.read_policy,
-            poll: options.poll,
-            buffer_bytes: options.buffer_bytes,
-        };
+        let tuning = options.tuning();
         let (queues, theirs, ours) = (options.queues, Arc::clone(&counters), Arc::clone(&shared));
         let thread =
             std::thread::Builder::new().name("vhost socket".to_owned()).spawn(move || {

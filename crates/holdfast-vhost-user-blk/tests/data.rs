@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Guest, MIB, Rig, Setup, ask, assert_same, guest_options, pattern};
+use common::{Guest, MIB, Rig, Setup, ask, assert_same, drain, guest_options, pattern};
 use holdfast_bio::ReadPolicy;
 use holdfast_sim::Random;
 use holdfast_units::{BlockSize, to_u64, to_usize};
@@ -277,8 +277,7 @@ fn fill_and_check(guest: &mut Guest, rounds: u64) {
                     queue.kick().unwrap();
                 }
             }
-            let mut ended = Vec::new();
-            assert!(queue.drain(common::PATIENCE, &mut ended).unwrap());
+            let ended = drain(queue);
             assert!(ended.iter().all(|ended| ended.status == Status::Ok));
         }
         let mut found = vec![0; data.len()];

@@ -4,8 +4,10 @@
 
 mod common;
 
-use common::{Answer, MIB, Raw, RawQueue, Rig, Setup, Shared, assert_same, message, pattern};
-use holdfast_bio::{BlockDevice, ReadPolicy};
+use common::{
+    Answer, MIB, Raw, RawQueue, Rig, Setup, Shared, assert_same, drain, message, pattern,
+};
+use holdfast_bio::ReadPolicy;
 use holdfast_sim::Faults;
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_vhost_user_blk::{Options, QueueCounts};
@@ -13,7 +15,6 @@ use holdfast_virtio_driver::{Range, Request, Segment, Status};
 use holdfast_volume::TUPLE_BLOCK;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
 
-const READ: u32 = 0;
 const WRITE: u32 = 1;
 const FLUSH: u32 = 4;
 const OK: u8 = 0;
@@ -74,8 +75,11 @@ fn turning_the_write_cache_off_makes_each_write_durable_and_on_again_not() {
     assert_eq!(flushes_of_a_write(&rig, &shared, &mut queue, 1), 0);
     assert_eq!(set_writeback(&mut raw, 0), Answer::Done);
     assert!(flushes_of_a_write(&rig, &shared, &mut queue, 2) > 0);
-    assert_eq!(set_writeback(&mut raw, 1), Answer::Done);
-    assert_eq!(flushes_of_a_write(&rig, &shared, &mut queue, 300), 0);
+    // Whatever is not 0 turns it on.
+    for (value, seed) in [(1, 300), (0xff, 301)] {
+        assert_eq!(set_writeback(&mut raw, value), Answer::Done);
+        assert_eq!(flushes_of_a_write(&rig, &shared, &mut queue, seed), 0);
+    }
     assert_eq!(queue.run(FLUSH, 0, 0), OK);
 }
 
@@ -229,8 +233,7 @@ fn requests_that_wait_for_buffers_while_others_of_theirs_fail_end_once() {
             let zero = Request::WriteZeroes { ranges: &ranges };
             queue.submit(&zero, Default::default()).unwrap();
         }
-        let mut ended = Vec::new();
-        assert!(queue.drain(common::PATIENCE, &mut ended).unwrap());
+        let ended = drain(queue);
         assert_eq!(ended.len(), 8);
     }
 }

@@ -102,8 +102,11 @@ fn requests_with_memory_that_is_none_end_with_an_error() {
     });
 }
 
+/// A name, and what puts such a request into a queue.
+type Bad = (&'static str, fn(&Shared));
+
 /// Descriptors from which no way of answering can be learnt.
-const UNANSWERABLE: [(&str, fn(&Shared)); 17] = [
+const UNANSWERABLE: [Bad; 17] = [
     ("a loop", |shared| {
         shared.describe(0, guest(HEADER), 16, NEXT, 1);
         shared.describe(1, guest(DATA), 512, NEXT | WRITABLE, 1);

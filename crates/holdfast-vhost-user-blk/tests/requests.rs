@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Guest, MIB, Setup, ask, assert_same, guest_options, pattern};
+use common::{Guest, MIB, Setup, ask, assert_same, drain, guest_options, pattern};
 use holdfast_units::BlockSize;
 use holdfast_virtio_driver::{BlkQueue, Range, Request, Segment, Shape, Status, TableShape, Token};
 use holdfast_virtqueue::Piece;
@@ -193,8 +193,7 @@ fn a_header_that_is_cut_off_is_an_error() {
     for len in [0, 1, 8, 15] {
         let queue = client.queue(0);
         submit_raw(queue, base, &[Piece { address: base, len, is_writable: false }]);
-        let mut ended = Vec::new();
-        assert!(queue.drain(common::PATIENCE, &mut ended).unwrap());
+        let ended = drain(queue);
         assert_eq!(ended[0].status, Status::IoError);
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use holdfast_units::to_u64;
 use holdfast_virtio_driver::{
@@ -22,12 +23,22 @@ pub(crate) fn guest_options() -> Options {
     }
 }
 
+/// Waits until all requests of a queue have ended.
+#[track_caller]
+pub(crate) fn drain(queue: &mut BlkQueue) -> Vec<Completion> {
+    let (mut ended, began) = (Vec::new(), Instant::now());
+    // A call that comes late ends the wait for the next request early.
+    while !queue.drain(PATIENCE, &mut ended).unwrap() {
+        assert!(began.elapsed() < PATIENCE, "{} requests have not ended", queue.in_flight());
+    }
+    ended
+}
+
 /// Runs one request to its end.
 #[track_caller]
 pub(crate) fn ask(queue: &mut BlkQueue, request: &Request<'_>, shape: Shape) -> Completion {
     let token = queue.submit(request, shape).unwrap();
-    let mut ended = Vec::new();
-    assert!(queue.drain(PATIENCE, &mut ended).unwrap(), "{request:?} has not ended");
+    let ended = drain(queue);
     assert_eq!(ended.len(), 1);
     assert_eq!(ended[0].token, token);
     ended[0]

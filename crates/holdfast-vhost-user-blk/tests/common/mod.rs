@@ -7,8 +7,8 @@ mod raw;
 mod storage;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use holdfast_virtio_driver::Status;
 use holdfast_volume::{CreateOptions, OpenOptions, Queue, Volume};
 use tempfile::TempDir;
 
-pub(crate) use self::guest::{Guest, ask, guest_options, verify_until};
+pub(crate) use self::guest::{Guest, ask, drain, guest_options, verify_until};
 pub(crate) use self::raw::{
     Answer, LOG_ALL, Raw, RawQueue, Shared, addresses, bytes_of, in_flight, message, one_region,
     state, table, words,
@@ -93,6 +93,9 @@ impl Setup {
     }
 }
 
+/// Servers that cannot be stopped, which live as long as the program.
+static LEFT_BEHIND: Mutex<Vec<Server>> = Mutex::new(Vec::new());
+
 /// Servers of one volume, each at a socket of its own, stopped when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Rig {
@@ -141,8 +144,8 @@ impl Rig {
         self.disk.watch.kill();
         self.disk = Disk::open(&self.disk.medium, &OpenOptions::default());
         for socket in 0..self.servers.len() {
-            let left_behind = self.servers[socket].take().expect("the server runs");
-            std::mem::forget(left_behind);
+            let left_behind = self.servers[socket].take();
+            LEFT_BEHIND.lock().unwrap().extend(left_behind);
             std::fs::remove_file(self.path(socket)).unwrap();
             self.start_again(socket);
         }
@@ -214,7 +217,7 @@ impl Drop for Rig {
         for server in self.servers.drain(..).flatten() {
             if thread::panicking() {
                 // What the test broke may never end.
-                std::mem::forget(server);
+                LEFT_BEHIND.lock().unwrap().push(server);
             } else {
                 server.stop();
             }

@@ -131,7 +131,7 @@ impl Raw {
         self.answer(number)
     }
 
-    fn answer(&mut self, number: u32) -> Answer {
+    fn answer(&self, number: u32) -> Answer {
         let mut header = [0; HEADER];
         if self.receive(&mut header).is_none() {
             return Answer::Closed;
@@ -153,7 +153,7 @@ impl Raw {
     }
 
     /// Receives all of `target`, and the last descriptor that comes with it.
-    fn receive(&mut self, target: &mut [u8]) -> Option<Option<OwnedFd>> {
+    fn receive(&self, target: &mut [u8]) -> Option<Option<OwnedFd>> {
         let mut file = None;
         let mut done = 0;
         while done < target.len() {
@@ -192,7 +192,7 @@ impl Raw {
     }
 
     /// Returns whether the server closes the connection, when it has said whatever it has to say.
-    pub(crate) fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         let mut byte = [0];
         while self.receive(&mut byte).is_some() {}
         true
