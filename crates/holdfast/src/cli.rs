@@ -174,7 +174,8 @@ pub(crate) struct Export {
 #[derive(Args, Debug)]
 pub(crate) struct Torture {
     /// How many requests each policy gets.
-    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    #[arg(long, value_name = "N", default_value = "100000",
+        value_parser = clap::value_parser!(u64).range(1..=30_000_000))]
     pub(crate) requests: u64,
     /// The guard: crc16, crc32c or crc64.
     #[arg(long, default_value = "crc64")]

@@ -71,7 +71,7 @@ enum Chore {
     E2e(e2e::Options),
     /// Boots Linux with a volume as its disk: file systems, swap, buffers that change in flight (6 minutes)
     Guest(guest::Options),
-    /// The worst guest against every format, while sectors rot, and while the server is killed (30 minutes)
+    /// The worst guest against every format, while sectors rot, and while the server is killed (25 minutes)
     Torture(torture::Options),
     /// Checks that each crate depends only on crates of the rows below its own (1 second)
     Layers,
