@@ -32,7 +32,7 @@ pub(crate) use self::storage::{Disk, Medium, Watch, Watched};
 
 pub(crate) const MIB: u64 = 1 << 20;
 /// How long anything may take. Sanitizers and valgrind are slow.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How a volume is made and served. The default is what most tests want.
 #[derive(Clone, Debug)]
