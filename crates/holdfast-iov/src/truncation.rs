@@ -180,6 +180,8 @@ mod tests {
         file.set_len(4096).unwrap();
         let mut found = [1; 4];
         region.read(1 << 15, &mut found).unwrap();
+        // Once more: valgrind does not repeat a string instruction where it was interrupted.
+        region.read(1 << 15, &mut found).unwrap();
         assert_eq!((found, region.is_lost()), ([0; 4], true));
         region.write(1 << 15, b"gone").unwrap();
     }
