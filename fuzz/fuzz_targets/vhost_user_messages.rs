@@ -259,7 +259,7 @@ impl Disk {
         };
         let mut device = MemoryDevice::new(options.geometry().unwrap().device_len());
         Volume::create(&mut device, &options).unwrap();
-        let options = OpenOptions { cache_bytes: 0, read_only: false };
+        let options = OpenOptions { cache_bytes: 0, ..OpenOptions::default() };
         let volume = Volume::open(&mut device, &options).unwrap();
         Self { volume, device: Mutex::new(device) }
     }

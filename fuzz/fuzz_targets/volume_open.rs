@@ -303,7 +303,7 @@ struct Opened {
 
 impl Opened {
     fn new(device: &MemoryDevice, read_only: bool) -> Result<Self, VolumeError> {
-        let options = OpenOptions { cache_bytes: 0, read_only };
+        let options = OpenOptions { cache_bytes: 0, read_only, ..OpenOptions::default() };
         let volume = Volume::open(&mut device.clone(), &options)?;
         let queue = Queue::new(&volume, device.clone(), || {}).unwrap();
         Ok(Self { volume, client: Client::new(queue, pool(), ReadPolicy::Lazy) })

@@ -1,5 +1,7 @@
 //! Why a bio failed.
 
+use std::fmt;
+
 use thiserror::Error;
 
 /// Which part of the protection information disagrees with the data.
@@ -13,6 +15,9 @@ pub enum Tag {
     Reference,
     /// The tuple says that the sector was never written, but its data are not all zeros.
     Unwritten,
+    /// The tuple says that after a crash the sector had neither its old nor its new data: the crash
+    /// tore it, or it is corrupt.
+    Torn,
 }
 
 impl Tag {
@@ -23,6 +28,7 @@ impl Tag {
             Self::Application => "application tag",
             Self::Reference => "reference tag",
             Self::Unwritten => "never-written sector",
+            Self::Torn => "torn sector",
         }
     }
 
@@ -35,7 +41,6 @@ impl Tag {
 
 /// A sector whose data and protection information disagree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("{} mismatch at LBA {lba}: expected {expected:#x}, found {found:#x}", tag.name())]
 pub struct Mismatch {
     /// What disagrees.
     pub tag: Tag,
@@ -45,6 +50,20 @@ pub struct Mismatch {
     pub expected: u64,
     /// The value that is there. For a guard this is the checksum of the data that were read.
     pub found: u64,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tag, lba, expected, found } = self;
+        if *tag == Tag::Torn {
+            return write!(
+                f,
+                "torn or corrupt sector since a crash at LBA {lba}: found {found:#x}"
+            );
+        }
+        let name = tag.name();
+        write!(f, "{name} mismatch at LBA {lba}: expected {expected:#x}, found {found:#x}")
+    }
 }
 
 /// Why a bio failed.

@@ -38,7 +38,8 @@ impl Protection {
     /// The application tag that means "do not check".
     pub const ESCAPE: u16 = 0xffff;
 
-    fn reference(&self, lba: u64) -> u64 {
+    /// Returns the reference tag of sector `lba`, in as many bits as the format has.
+    pub fn reference(&self, lba: u64) -> u64 {
         let tag = match self.protection_type {
             ProtectionType::Type1 => lba,
             ProtectionType::Type2 { initial } => initial.wrapping_add(lba),

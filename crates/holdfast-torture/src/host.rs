@@ -160,7 +160,7 @@ impl Host {
 }
 
 fn open(medium: &Medium, cache_bytes: usize) -> Result<Arc<Volume>, TortureError> {
-    let options = OpenOptions { cache_bytes, read_only: false };
+    let options = OpenOptions { cache_bytes, ..OpenOptions::default() };
     Ok(match medium {
         Medium::Memory(device) => Volume::open(&mut device.clone(), &options)?,
         Medium::File(backing) => {

@@ -68,7 +68,7 @@ impl QueueCounters {
     pub(crate) fn mismatched(&self, error: &Error) {
         let Error::Mismatch(mismatch) = error else { return };
         let counter = match mismatch.tag {
-            Tag::Guard | Tag::Unwritten => &self.guard,
+            Tag::Guard | Tag::Unwritten | Tag::Torn => &self.guard,
             Tag::Application => &self.application,
             Tag::Reference => &self.reference,
         };

@@ -427,6 +427,11 @@ impl Cache {
         quiet
     }
 
+    /// Returns the first dirty way from position `from` on, while nobody uses the cache.
+    pub(crate) fn next_dirty_way(&self, from: usize) -> Option<Way> {
+        self.next_dirty(from).map(Way::at)
+    }
+
     fn next_dirty(&self, from: usize) -> Option<usize> {
         let first = from / 64;
         self.dirty.get(first..)?.iter().enumerate().find_map(|(offset, word)| {

@@ -63,6 +63,20 @@ pub enum VolumeError {
         /// The unknown bits.
         bits: u64,
     },
+    /// There is no such sector.
+    #[error("there is no LBA {lba}: the volume has {sectors} sectors")]
+    Lba {
+        /// The address that was asked for.
+        lba: u64,
+        /// How many sectors there are.
+        sectors: u64,
+    },
+    /// A sector cannot be accepted, since it cannot be read.
+    #[error("the sector at LBA {lba}, or its tuple, cannot be read: write it anew")]
+    Unreadable {
+        /// The sector's address.
+        lba: u64,
+    },
     /// The device below failed.
     #[error("cannot {what}: {source}")]
     Device {

@@ -13,13 +13,28 @@ pub(crate) struct FlushGate {
     state: Mutex<State>,
 }
 
+/// What a flush is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Aim {
+    /// Store the tuples that are newer than the stored ones.
+    pub(crate) store: bool,
+    /// Make what was written durable.
+    pub(crate) durable: bool,
+}
+
+impl Aim {
+    const fn and(self, other: Self) -> Self {
+        Self { store: self.store || other.store, durable: self.durable || other.durable }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     running: bool,
-    /// The running flush makes durable what it stores.
-    durable: bool,
-    /// So will the next.
-    next_durable: bool,
+    /// What the running flush is to do.
+    aim: Aim,
+    /// What the next is to do.
+    next_aim: Aim,
     /// Those who share the running flush, without its leader.
     current: Vec<Waiter>,
     /// Those who share the next.
@@ -27,22 +42,22 @@ struct State {
 }
 
 impl FlushGate {
-    /// Joins a flush, one that is durable if `durable` says so. Returns whether the caller has to
-    /// lead it now; otherwise its waiter is told.
-    pub(crate) fn join(&self, waiter: &Waiter, durable: bool) -> bool {
+    /// Joins a flush that does what `aim` says, if not more. Returns whether the caller has to lead
+    /// it now; otherwise its waiter is told.
+    pub(crate) fn join(&self, waiter: &Waiter, aim: Aim) -> bool {
         let mut state = lock(&self.state);
         if state.running {
             state.next.push(waiter.clone());
-            state.next_durable |= durable;
+            state.next_aim = state.next_aim.and(aim);
             return false;
         }
-        (state.running, state.durable) = (true, durable);
+        (state.running, state.aim) = (true, aim);
         true
     }
 
-    /// Returns whether the running flush is to be durable. Its leader asks.
-    pub(crate) fn is_durable(&self) -> bool {
-        lock(&self.state).durable
+    /// Returns what the running flush is to do. Its leader asks.
+    pub(crate) fn aim(&self) -> Aim {
+        lock(&self.state).aim
     }
 
     /// Ends the flush that the caller led, tells those who shared it, and appoints the next leader.
@@ -50,7 +65,7 @@ impl FlushGate {
         let (shared, leader) = {
             let mut state = lock(&self.state);
             let next = std::mem::take(&mut state.next);
-            state.durable = std::mem::take(&mut state.next_durable);
+            state.aim = std::mem::take(&mut state.next_aim);
             let shared = std::mem::replace(&mut state.current, next);
             let leader = state.current.pop();
             state.running = leader.is_some();
@@ -71,22 +86,26 @@ mod tests {
     use super::*;
     use crate::inbox::Inbox;
 
+    const DURABLE: Aim = Aim { store: false, durable: true };
+    const STORE: Aim = Aim { store: true, durable: false };
+
     #[test]
     fn those_who_ask_during_a_flush_share_the_next() {
         let gate = FlushGate::default();
         let inbox = Inbox::new(Box::new(|| {}));
         let waiter = |job| Waiter { inbox: inbox.clone(), job };
-        assert!(gate.join(&waiter(1), true));
-        assert!(!gate.join(&waiter(2), true) && !gate.join(&waiter(3), true));
+        assert!(gate.join(&waiter(1), DURABLE));
+        assert!(!gate.join(&waiter(2), DURABLE) && !gate.join(&waiter(3), STORE));
         let mut notes = Vec::new();
         gate.finish(Ok(()));
         inbox.take(&mut notes);
         assert_eq!(notes, [Note::Lead(3)]);
+        assert_eq!(gate.aim(), Aim { store: true, durable: true });
         gate.finish(Err(Error::IO));
         notes.clear();
         inbox.take(&mut notes);
         assert_eq!(notes, [Note::Flushed(2, Err(Error::IO))]);
-        assert!(gate.join(&waiter(4), true));
+        assert!(gate.join(&waiter(4), DURABLE));
     }
 }
 
@@ -111,7 +130,7 @@ mod loom_tests {
 
         /// Joins, and leads at once if it has to. Returns whether that was so.
         fn join(&self) -> bool {
-            let leads = self.gate.join(&self.waiter, true);
+            let leads = self.gate.join(&self.waiter, Aim::default());
             if leads {
                 self.gate.finish(Ok(()));
             }
@@ -141,7 +160,7 @@ mod loom_tests {
         loom::model(|| {
             let gate = Arc::new(FlushGate::default());
             let leader = Follower::new(0, &gate);
-            assert!(gate.join(&leader.waiter, true));
+            assert!(gate.join(&leader.waiter, Aim::default()));
             let followers = [1, 2].map(|job| {
                 let follower = Follower::new(job, &gate);
                 thread::spawn(move || {
@@ -160,7 +179,7 @@ mod loom_tests {
                 }
             }
             assert_eq!(ends, [1, 1]);
-            assert!(gate.join(&leader.waiter, true), "nothing runs at the end");
+            assert!(gate.join(&leader.waiter, Aim::default()), "nothing runs at the end");
         });
     }
 }

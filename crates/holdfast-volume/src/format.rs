@@ -2,8 +2,10 @@
 //!
 //! Nothing here does I/O.
 
+use core::fmt;
 use core::mem::offset_of;
 use core::num::NonZeroU64;
+use core::str::FromStr;
 
 use holdfast_checksum::{GuardKind, checksum};
 use holdfast_integrity::{Protection, ProtectionType};
@@ -34,9 +36,12 @@ pub mod features {
     /// Unknown ones forbid writing.
     pub const READ_ONLY_COMPATIBLE: u64 = 0;
     /// Unknown ones forbid opening.
-    pub const INCOMPATIBLE: u64 = TUPLE_LOG;
+    pub const INCOMPATIBLE: u64 = TUPLE_LOG | DURABILITY;
     /// Tuples may be in the tuple log only, until the volume is closed.
     pub const TUPLE_LOG: u64 = 1;
+    /// The fields `durability` and `boot` say what to do after a crash, and records of the log have
+    /// old tuples. Until the volume is closed.
+    pub const DURABILITY: u64 = 2;
 }
 
 /// The volume was closed: every tuple belongs to its data.
@@ -100,8 +105,14 @@ pub struct RawSuperblock {
     pub unwritten_errors: U64,
     /// What records of the tuple log must say to count, if the volume has the feature.
     pub log_epoch: U64,
+    /// How tuples are kept: 1 for full, 2 for bitmap, 3 for none, if the volume has the feature.
+    pub durability: U32,
     /// 0.
-    pub reserved: [u8; 3912],
+    pub padding: U32,
+    /// The running kernel of the machine that has the volume open, or 0.
+    pub boot: [u8; 16],
+    /// 0.
+    pub reserved: [u8; 3888],
 }
 
 const _: () = {
@@ -114,7 +125,9 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, groups_offset) == 120);
     assert!(offset_of!(RawSuperblock, guard_errors) == 144);
     assert!(offset_of!(RawSuperblock, log_epoch) == 176);
-    assert!(offset_of!(RawSuperblock, reserved) == 184);
+    assert!(offset_of!(RawSuperblock, durability) == 184);
+    assert!(offset_of!(RawSuperblock, boot) == 192);
+    assert!(offset_of!(RawSuperblock, reserved) == 208);
 };
 
 /// Why bytes are no volume, or none that can be opened.
@@ -225,6 +238,73 @@ pub struct Superblock {
     pub errors: ErrorCounts,
     /// What records of the tuple log must say to count. Without it there is nothing in the log.
     pub log_epoch: Option<NonZeroU64>,
+    /// What was promised since the volume was opened. `None` if it is closed, or was opened by a
+    /// program that had no choice.
+    pub durability: Option<Durability>,
+    /// The running kernel of the machine that has the volume open, or zeros.
+    pub boot: [u8; 16],
+}
+
+/// What survives a crash of the machine, and what it costs. `docs/durability.md` tells them apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// Tuples are durable before their data are: after a crash each sector is known to be what it
+    /// was or what was being written, or else is torn or corrupt.
+    #[default]
+    Full,
+    /// It is durable which regions are being written: after a crash sectors of those regions are
+    /// taken as they are, so that one that is torn or corrupt is not found there.
+    Bitmap,
+    /// Nothing is done for a crash of the machine: after one every sector is taken as it is.
+    None,
+}
+
+impl Durability {
+    /// Returns the name that options and reports use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Bitmap => "bitmap",
+            Self::None => "none",
+        }
+    }
+
+    const fn code(self) -> u32 {
+        match self {
+            Self::Full => 1,
+            Self::Bitmap => 2,
+            Self::None => 3,
+        }
+    }
+
+    const fn from_code(code: u32) -> Option<Self> {
+        match code {
+            1 => Some(Self::Full),
+            2 => Some(Self::Bitmap),
+            3 => Some(Self::None),
+            _ => None,
+        }
+    }
+}
+
+impl FromStr for Durability {
+    type Err = UnknownDurability;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDurability> {
+        let known = [Self::Full, Self::Bitmap, Self::None];
+        known.into_iter().find(|durability| durability.name() == text).ok_or(UnknownDurability)
+    }
+}
+
+/// A name that no [`Durability`] has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a durability is full, bitmap or none")]
+pub struct UnknownDurability;
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 impl Superblock {
@@ -280,6 +360,11 @@ impl Superblock {
         if let Some(epoch) = self.log_epoch {
             raw.incompatible = U64::new(features::TUPLE_LOG);
             raw.log_epoch = U64::new(epoch.get());
+        }
+        if let Some(durability) = self.durability {
+            raw.incompatible = U64::new(raw.incompatible.get() | features::DURABILITY);
+            raw.durability = U32::new(durability.code());
+            raw.boot = self.boot;
         }
         raw.checksum = U32::new(raw.compute_checksum());
         raw
@@ -347,7 +432,13 @@ impl RawSuperblock {
             other => return Err(wrong("state", other.into())),
         };
         let read_only_compatible = self.read_only_compatible.get();
-        let has_log = self.incompatible.get() & features::TUPLE_LOG != 0;
+        let has = |feature| self.incompatible.get() & feature != 0;
+        let durability = match (has(features::DURABILITY), self.durability.get()) {
+            (false, _) => None,
+            (true, code) => {
+                Some(Durability::from_code(code).ok_or_else(|| wrong("durability", code.into()))?)
+            }
+        };
         Ok(Superblock {
             uuid: self.uuid,
             sequence,
@@ -365,7 +456,9 @@ impl RawSuperblock {
                 reference: self.reference_errors.get(),
                 unwritten: self.unwritten_errors.get(),
             },
-            log_epoch: NonZeroU64::new(self.log_epoch.get()).filter(|_| has_log),
+            log_epoch: NonZeroU64::new(self.log_epoch.get()).filter(|_| has(features::TUPLE_LOG)),
+            durability,
+            boot: if durability.is_some() { self.boot } else { [0; 16] },
         })
     }
 }
@@ -410,6 +503,8 @@ mod tests {
             created: 1_800_000_000,
             errors: ErrorCounts { guard: 1, application: 2, reference: 3, unwritten: 4 },
             log_epoch: NonZeroU64::new(5),
+            durability: Some(Durability::Bitmap),
+            boot: [9; 16],
         }
     }
 

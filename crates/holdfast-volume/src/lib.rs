@@ -25,7 +25,9 @@ mod volume;
 
 pub use client::Client;
 pub use error::VolumeError;
+pub use format::Durability;
 pub use geometry::{Geometry, TUPLE_BLOCK};
 pub use queue::Queue;
+pub use recovery::RecoveryReport;
 pub use scrub::{Scrub, ScrubReport};
 pub use volume::{CreateOptions, OpenOptions, Volume};

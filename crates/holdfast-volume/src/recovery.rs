@@ -1,82 +1,402 @@
-//! After the process that had a volume open was killed: which tuple belongs to the data of each
-//! sector that the log names.
+//! After a crash: which tuple belongs to the data of each sector that may have been in flight.
 //!
-//! A tuple is only ever chosen because it matches the data, so a corrupt sector stays what it is.
-//! Everything here may be repeated: killed half-way, it is done again from the beginning.
+//! The tuple log names the sectors, and the tuples that they may have. One is only ever chosen
+//! because it matches the data, so a corrupt sector stays what it is. Where nothing durable says
+//! what a sector was to be, but only that it was being written, its data are taken as they are.
+//! Everything here may be repeated: interrupted half-way, it is done again from the beginning.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
+use std::ops::Range;
 
-use holdfast_bio::{BlockDevice, Error, Op};
+use holdfast_bio::{BlockDevice, Error, Op, Tag};
 use holdfast_checksum::generate;
 use holdfast_iov::{BUFFER_MAX, Buffer, Pool};
 use holdfast_units::{to_u64, to_usize};
 
 use crate::error::VolumeError;
+use crate::format::Durability;
 use crate::geometry::{Geometry, TUPLE_BLOCK};
 use crate::judge::Judge;
 use crate::log::{self, LOG_UNIT, Record};
 use crate::raw::{device_error, sync_device, transfer};
 
-/// What came of it.
-#[derive(Debug, Default)]
-pub(crate) struct Recovered {
+/// What came of opening a volume that was not closed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// How many records of the tuple log counted.
+    pub records: u64,
+    /// How many sectors had another tuple than the one that was stored.
+    pub settled: u64,
+    /// How many sectors matched no tuple and were taken as they are, since nothing durable says
+    /// what they were to be. Only with less than full durability.
+    pub adopted: u64,
+    /// The sectors that had neither their old nor their new data: torn by the crash, or corrupt. A
+    /// read of them fails until they are written or accepted. By address.
+    pub torn: Vec<u64>,
+    /// The sectors whose data could not be read, or whose tuples could not. By address.
+    pub unreadable: Vec<u64>,
+}
+
+/// A recovery, a group at a time.
+pub(crate) struct Recovery<'r, D> {
+    pub(crate) device: &'r mut D,
+    pub(crate) geometry: &'r Geometry,
+    pub(crate) judge: &'r Judge,
+    pool: Pool,
+    /// Nothing may be written: what is settled is kept in memory.
+    read_only: bool,
+    /// Is told how many groups have been looked at, and of how many.
+    progress: &'r mut dyn FnMut(u64, u64),
+    pub(crate) report: RecoveryReport,
     /// The tuples of sectors whose stored tuple is not the one that belongs to the data, where it
     /// could not be stored.
     pub(crate) tuples: BTreeMap<u64, [u64; 2]>,
-    /// How many tuples were found that differ from the stored ones.
-    settled: u64,
-    /// How many sectors match neither their stored tuple nor one in the log, or cannot be read.
-    unmatched: u64,
 }
 
-/// Finds the tuple of each sector that records of `epoch` name. What differs from what is stored is
-/// stored and made durable, or returned when nothing may be changed.
-pub(crate) fn recover<D: BlockDevice>(
-    device: &mut D,
-    geometry: &Geometry,
-    judge: &Judge,
-    epoch: NonZeroU64,
-    read_only: bool,
-) -> Result<Recovered, VolumeError> {
-    let no_memory = |error| device_error("get memory")(Error::from(&error));
-    let pool = Pool::new(2 * BUFFER_MAX).map_err(no_memory)?;
-    let bytes = read_log(device, geometry, &pool).map_err(device_error("read the tuple log"))?;
-    let mut records = find_records(&bytes, epoch, geometry);
-    let sectors_of_group = to_u64(geometry.sectors_of_group());
-    records.sort_unstable_by_key(|record| (record.lba / sectors_of_group, record.position));
-    let recovered = Recovered::default();
-    let mut recovery = Recovery { device, geometry, judge, pool, read_only, recovered };
-    for of_group in records.chunk_by(|a, b| a.lba / sectors_of_group == b.lba / sectors_of_group) {
-        recovery.settle(of_group)?;
-    }
-    let Recovered { settled, unmatched, .. } = recovery.recovered;
-    if settled > 0 && !read_only {
-        sync_device(recovery.device)?;
-    }
-    let records = records.len();
-    tracing::info!(records, settled, unmatched, "tuples were settled from the log");
-    Ok(recovery.recovered)
+/// What the records of a sector say of it.
+enum Verdict {
+    /// The stored tuple is right.
+    Stored,
+    /// This tuple is right, since the write of the sector is known to be durable.
+    Known([u64; 2]),
+    /// The data decide.
+    Doubtful,
 }
 
-fn read_log<D: BlockDevice>(
-    device: &mut D,
-    geometry: &Geometry,
-    pool: &Pool,
-) -> Result<Vec<u8>, Error> {
-    let (offset, len) = geometry.log();
-    let mut bytes = Vec::with_capacity(to_usize(len));
-    while to_u64(bytes.len()) < len {
-        let piece = (to_usize(len) - bytes.len()).min(BUFFER_MAX);
-        let buffer = take(pool, piece);
-        let buffer = transfer(device, Op::Read, offset + to_u64(bytes.len()), buffer, piece)?;
-        bytes.extend_from_slice(&buffer.as_slice()[..piece]);
+impl<'r, D: BlockDevice> Recovery<'r, D> {
+    /// Sectors between two that are to be read are read with them, up to so many bytes.
+    const GAP_MAX: usize = 64 << 10;
+
+    pub(crate) fn new(
+        device: &'r mut D,
+        geometry: &'r Geometry,
+        judge: &'r Judge,
+        read_only: bool,
+        progress: &'r mut dyn FnMut(u64, u64),
+    ) -> Result<Self, VolumeError> {
+        let no_memory = |error| device_error("get memory")(Error::from(&error));
+        let pool = Pool::new(2 * BUFFER_MAX).map_err(no_memory)?;
+        let (report, tuples) = (RecoveryReport::default(), BTreeMap::new());
+        Ok(Self { device, geometry, judge, pool, read_only, progress, report, tuples })
     }
-    Ok(bytes)
+
+    /// Finds the tuple of each sector that records of `epoch` name, and stores it where it is
+    /// another than the stored one. With full durability a sector without one is marked as torn.
+    pub(crate) fn settle(
+        &mut self,
+        epoch: NonZeroU64,
+        durability: Option<Durability>,
+    ) -> Result<(), VolumeError> {
+        let bytes = self.read_log().map_err(device_error("read the tuple log"))?;
+        let mut records = find_records(&bytes, epoch, self.geometry);
+        let in_group = to_u64(self.geometry.sectors_of_group());
+        records.sort_unstable_by_key(|record| (record.lba / in_group, record.position));
+        let durable = records.iter().map(|record| record.durable).max();
+        let marks_torn = durability == Some(Durability::Full);
+        let of_groups = records.chunk_by(|a, b| a.lba / in_group == b.lba / in_group);
+        let groups = to_u64(of_groups.clone().count());
+        for (done, of_group) in (0..).zip(of_groups) {
+            let flushed = |record: &&Record<'_>| Some(record.position) < durable;
+            let first_unflushed = of_group.iter().take_while(flushed).count();
+            (self.progress)(done, groups);
+            self.settle_group(of_group, first_unflushed, marks_torn)?;
+        }
+        self.report.records = to_u64(records.len());
+        self.sync()
+    }
+
+    /// Makes what was stored durable.
+    fn sync(&mut self) -> Result<(), VolumeError> {
+        if self.read_only { Ok(()) } else { sync_device(self.device) }
+    }
+
+    fn read_log(&mut self) -> Result<Vec<u8>, Error> {
+        let (offset, len) = self.geometry.log();
+        let mut bytes = Vec::with_capacity(to_usize(len));
+        while to_u64(bytes.len()) < len {
+            let piece = (to_usize(len) - bytes.len()).min(BUFFER_MAX);
+            let (at, buffer) = (offset + to_u64(bytes.len()), self.buffer(piece));
+            let buffer = transfer(self.device, Op::Read, at, buffer, piece)?;
+            bytes.extend_from_slice(&buffer.as_slice()[..piece]);
+        }
+        Ok(bytes)
+    }
+
+    fn buffer(&self, len: usize) -> Buffer {
+        self.pool.take_whole(len).expect("two buffers are in use at most")
+    }
+
+    /// Finds the tuples of one group, whose records are given in their order; the writes of those
+    /// before `first_unflushed` are durable.
+    fn settle_group(
+        &mut self,
+        records: &[Record<'_>],
+        first_unflushed: usize,
+        marks_torn: bool,
+    ) -> Result<(), VolumeError> {
+        let group = records[0].lba / to_u64(self.geometry.sectors_of_group());
+        let Some(mut block) = self.read_tuples(group) else {
+            let named = records.iter().flat_map(|it| it.lba..it.lba + to_u64(it.count));
+            return self.give_up(named.collect());
+        };
+        let (flushed, unflushed) = records.split_at(first_unflushed);
+        let first_lba = group * to_u64(self.geometry.sectors_of_group());
+        let mut doubtful = vec![false; self.geometry.sectors_of_group()];
+        for record in records {
+            for lba in record.lba..record.lba + to_u64(record.count) {
+                let index = to_usize(lba - first_lba);
+                let stored = block.words(index);
+                match verdict(lba, flushed, unflushed, stored) {
+                    Verdict::Stored => {}
+                    Verdict::Known(words) => self.put(&mut block, lba, words),
+                    Verdict::Doubtful => doubtful[index] = true,
+                }
+            }
+        }
+        let gap = (Self::GAP_MAX / self.geometry.sector().len()).max(1);
+        for (first, count) in runs(&doubtful, gap, BUFFER_MAX / self.geometry.sector().len()) {
+            let found = self.read_guards(first_lba + to_u64(first), count);
+            for (index, found) in (first..first + count).zip(found) {
+                if doubtful[index] {
+                    let lba = first_lba + to_u64(index);
+                    let stored = block.words(index);
+                    let chosen = found.as_ref().and_then(|found| {
+                        candidates(lba, flushed, unflushed, stored)
+                            .find(|&words| self.matches(lba, found, words))
+                    });
+                    self.choose(&mut block, lba, chosen, found.is_none(), marks_torn);
+                }
+            }
+        }
+        self.store_tuples(group, block)
+    }
+
+    /// Says that nothing can be found out of these sectors.
+    fn give_up(&mut self, mut lbas: Vec<u64>) -> Result<(), VolumeError> {
+        lbas.sort_unstable();
+        lbas.dedup();
+        self.report.unreadable.extend(lbas);
+        Ok(())
+    }
+
+    fn choose(
+        &mut self,
+        block: &mut TupleBlock,
+        lba: u64,
+        chosen: Option<[u64; 2]>,
+        unreadable: bool,
+        marks_torn: bool,
+    ) {
+        if let Some(words) = chosen {
+            return self.put(block, lba, words);
+        }
+        let list = if unreadable { &mut self.report.unreadable } else { &mut self.report.torn };
+        list.push(lba);
+        if marks_torn {
+            let torn = self.judge.torn_words(lba);
+            self.set(block, lba, torn);
+        }
+    }
+
+    /// Makes `words` the tuple of a sector, if they are not.
+    fn put(&mut self, block: &mut TupleBlock, lba: u64, words: [u64; 2]) {
+        if self.set(block, lba, words) {
+            self.report.settled += 1;
+        }
+    }
+
+    fn set(&mut self, block: &mut TupleBlock, lba: u64, words: [u64; 2]) -> bool {
+        let index = to_usize(lba % to_u64(self.geometry.sectors_of_group()));
+        let changes = block.words(index) != words;
+        if changes {
+            block.set_words(index, words);
+            if self.read_only {
+                self.tuples.insert(lba, words);
+            }
+        }
+        changes
+    }
+
+    /// Takes the data between two offsets of the disk as they are, where they match no tuple. Both
+    /// lie at sectors.
+    pub(crate) fn adopt(&mut self, ranges: &[Range<u64>]) -> Result<(), VolumeError> {
+        let group_data = self.geometry.group_data();
+        let total = ranges.iter().map(|range| group_data.count(range.end - range.start)).sum();
+        let mut done = 0;
+        for range in ranges {
+            let mut offset = range.start;
+            while offset < range.end {
+                let at = self.geometry.tuples_at(self.geometry.group_of(offset));
+                let found = self.device.data_after(at).map_err(device_error("look for data"))?;
+                let next = found.map_or(range.end, |at| self.geometry.first_offset_from(at));
+                done += group_data.count(next.min(range.end).saturating_sub(offset));
+                if next > offset {
+                    offset = next;
+                    continue;
+                }
+                let end = (group_data.align_down(offset) + group_data.bytes()).min(range.end);
+                (self.progress)(done, total);
+                self.adopt_in_group(offset, end)?;
+                (offset, done) = (end, done + 1);
+            }
+        }
+        self.sync()
+    }
+
+    /// Takes the data between two offsets of one group as they are.
+    fn adopt_in_group(&mut self, from: u64, to: u64) -> Result<(), VolumeError> {
+        let (sector, group) = (self.geometry.sector(), self.geometry.group_of(from));
+        let (mut lba, end) = (sector.count(from), sector.count(to));
+        let Some(mut block) = self.read_tuples(group) else {
+            return self.give_up((lba..end).collect());
+        };
+        while lba < end {
+            let count = to_usize(end - lba).min(BUFFER_MAX / sector.len());
+            let first = lba;
+            lba += to_u64(count);
+            for (lba, found) in (first..lba).zip(self.read_guards(first, count)) {
+                let index = to_usize(lba % to_u64(self.geometry.sectors_of_group()));
+                let words = block.words(index);
+                let Some(found) = found else {
+                    self.report.unreadable.push(lba);
+                    continue;
+                };
+                if self.takes_as_it_is(lba, &found, words) {
+                    let taken = self.taken_words(lba, &found);
+                    self.set(&mut block, lba, taken);
+                    self.report.adopted += 1;
+                }
+            }
+        }
+        self.store_tuples(group, block)
+    }
+
+    /// Returns whether a sector does not match its tuple, and is not known to be torn.
+    fn takes_as_it_is(&self, lba: u64, found: &Content, words: [u64; 2]) -> bool {
+        let checked = self.judge.check(lba, found.guard, words, || found.is_zero);
+        checked.is_err_and(|mismatch| mismatch.tag != Tag::Torn)
+    }
+
+    /// Returns the tuple that makes a sector what it is.
+    fn taken_words(&self, lba: u64, found: &Content) -> [u64; 2] {
+        if found.is_zero { [0, 0] } else { self.judge.words(lba, found.guard) }
+    }
+
+    /// Gives each of these sectors that does not match its tuple one that it matches, whatever is
+    /// known of it. Returns how many that were.
+    pub(crate) fn accept(&mut self, lbas: Range<u64>) -> Result<u64, VolumeError> {
+        let in_group = to_u64(self.geometry.sectors_of_group());
+        let (mut lba, mut accepted) = (lbas.start, 0);
+        while lba < lbas.end {
+            let group = lba / in_group;
+            let end = ((group + 1) * in_group).min(lbas.end);
+            let unreadable = |lba| VolumeError::Unreadable { lba };
+            let mut block = self.read_tuples(group).ok_or_else(|| unreadable(lba))?;
+            while lba < end {
+                let found = self.read_guards(lba, 1).remove(0).ok_or_else(|| unreadable(lba))?;
+                let words = block.words(to_usize(lba % in_group));
+                if !self.matches(lba, &found, words) {
+                    let taken = self.taken_words(lba, &found);
+                    self.set(&mut block, lba, taken);
+                    accepted += 1;
+                }
+                lba += 1;
+            }
+            self.store_tuples(group, block)?;
+        }
+        self.sync()?;
+        Ok(accepted)
+    }
+
+    fn matches(&self, lba: u64, found: &Content, words: [u64; 2]) -> bool {
+        self.judge.check(lba, found.guard, words, || found.is_zero).is_ok()
+    }
+
+    /// Reads the tuples of a group. `None` when they cannot be read.
+    fn read_tuples(&mut self, group: u64) -> Option<TupleBlock> {
+        let (at, buffer) = (self.geometry.tuples_at(group), self.buffer(TUPLE_BLOCK));
+        let buffer = transfer(self.device, Op::Read, at, buffer, TUPLE_BLOCK).ok()?;
+        Some(TupleBlock { buffer, tuple_words: self.geometry.tuple_words(), changed: false })
+    }
+
+    fn store_tuples(&mut self, group: u64, block: TupleBlock) -> Result<(), VolumeError> {
+        if block.changed && !self.read_only {
+            let at = self.geometry.tuples_at(group);
+            transfer(self.device, Op::Write, at, block.buffer, TUPLE_BLOCK)
+                .map_err(device_error("store tuples"))?;
+        }
+        Ok(())
+    }
+
+    /// Reads sectors, of one group. `None` for one that cannot be read.
+    fn read_guards(&mut self, first_lba: u64, count: usize) -> Vec<Option<Content>> {
+        let (sector, kind) = (self.geometry.sector(), self.judge.protection().kind);
+        let at = self.geometry.data_at(first_lba * sector.bytes());
+        let (len, buffer) = (count * sector.len(), self.buffer(count * sector.len()));
+        let Ok(buffer) = transfer(self.device, Op::Read, at, buffer, len) else {
+            let halves = [(0, count / 2), (count / 2, count - count / 2)];
+            return if count == 1 {
+                vec![None]
+            } else {
+                halves
+                    .into_iter()
+                    .flat_map(|(from, count)| self.read_guards(first_lba + to_u64(from), count))
+                    .collect()
+            };
+        };
+        let bytes = &buffer.as_slice()[..len];
+        let mut guards = vec![0; count];
+        generate(kind, sector.len(), bytes, &mut guards);
+        let is_zero = |bytes: &[u8]| bytes.iter().all(|&byte| byte == 0);
+        guards
+            .into_iter()
+            .zip(bytes.chunks(sector.len()))
+            .map(|(guard, bytes)| Some(Content { guard, is_zero: is_zero(bytes) }))
+            .collect()
+    }
 }
 
-fn take(pool: &Pool, len: usize) -> Buffer {
-    pool.take_whole(len).expect("two buffers are in use at most")
+/// What is known of the data of a sector.
+#[derive(Clone, Copy, Debug)]
+struct Content {
+    guard: u64,
+    is_zero: bool,
+}
+
+/// Returns the tuples that sector `lba` may have, the newest first. The writes of `flushed` are
+/// durable, so that of them only the last can be the sector's.
+fn candidates<'c>(
+    lba: u64,
+    flushed: &'c [Record<'_>],
+    unflushed: &'c [Record<'_>],
+    stored: [u64; 2],
+) -> impl Iterator<Item = [u64; 2]> + 'c {
+    let later = unflushed.iter().filter(move |record| record.names(lba));
+    let base = flushed.iter().rev().find_map(|record| record.new_words(lba));
+    // Without old tuples in the records it is the stored one that may be right.
+    let has_old = later.clone().next().is_none_or(|record| record.old_words(lba).is_some());
+    let before = base.or_else(|| (!has_old).then_some(stored));
+    let of_record = move |record: &'c Record<'_>| [record.new_words(lba), record.old_words(lba)];
+    later.rev().flat_map(of_record).flatten().chain(before)
+}
+
+fn verdict(
+    lba: u64,
+    flushed: &[Record<'_>],
+    unflushed: &[Record<'_>],
+    stored: [u64; 2],
+) -> Verdict {
+    let known = flushed.iter().rev().find_map(|record| record.new_words(lba));
+    let is_doubtful = unflushed.iter().any(|record| record.names(lba));
+    match known {
+        Some(words) if !is_doubtful && words == stored => Verdict::Stored,
+        Some(words) if !is_doubtful => Verdict::Known(words),
+        _ if candidates(lba, flushed, unflushed, stored).all(|words| words == stored) => {
+            Verdict::Stored
+        }
+        _ => Verdict::Doubtful,
+    }
 }
 
 /// Returns the records of the last two rounds. The tuples of those before are stored.
@@ -99,112 +419,31 @@ fn find_records<'l>(bytes: &'l [u8], epoch: NonZeroU64, geometry: &Geometry) -> 
     records
 }
 
-/// A recovery, a group at a time.
-struct Recovery<'r, D> {
-    device: &'r mut D,
-    geometry: &'r Geometry,
-    judge: &'r Judge,
-    pool: Pool,
-    read_only: bool,
-    recovered: Recovered,
+/// The tuples of a group.
+struct TupleBlock {
+    buffer: Buffer,
+    tuple_words: usize,
+    changed: bool,
 }
 
-impl<D: BlockDevice> Recovery<'_, D> {
-    /// Sectors between two that are to be read are read with them, up to so many bytes.
-    const GAP_MAX: usize = 64 << 10;
-
-    /// Finds the tuples of one group, whose records are given in their order.
-    fn settle(&mut self, records: &[Record<'_>]) -> Result<(), VolumeError> {
-        let sector = self.geometry.sector();
-        let group = self.geometry.group_of(records[0].lba * sector.bytes());
-        let first_lba = group * to_u64(self.geometry.sectors_of_group());
-        let at = self.geometry.tuples_at(group);
-        let block = take(&self.pool, TUPLE_BLOCK);
-        let Ok(mut block) = transfer(self.device, Op::Read, at, block, TUPLE_BLOCK) else {
-            // Whoever reads the sectors is told.
-            self.recovered.unmatched +=
-                records.iter().map(|record| to_u64(record.count)).sum::<u64>();
-            return Ok(());
-        };
-        let stored = |block: &Buffer, index| words_at(block, self.geometry.tuple_words(), index);
-        let mut doubtful = vec![false; self.geometry.sectors_of_group()];
-        for record in records {
-            for lba in record.lba..record.lba + to_u64(record.count) {
-                let index = to_usize(lba - first_lba);
-                doubtful[index] |= record.words(lba) != Some(stored(&block, index));
-            }
+impl TupleBlock {
+    fn words(&self, index: usize) -> [u64; 2] {
+        let len = self.tuple_words * 8;
+        let mut words = [0; 2];
+        let bytes = &self.buffer.as_slice()[index * len..][..len];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+            *word = u64::from_be_bytes(*bytes);
         }
-        let mut changed = false;
-        let gap = (Self::GAP_MAX / sector.len()).max(1);
-        for (first, count) in runs(&doubtful, gap, BUFFER_MAX / sector.len()) {
-            let guards = self.read_guards(first_lba + to_u64(first), count);
-            for (index, found) in (first..first + count).zip(guards) {
-                if !doubtful[index] {
-                    continue;
-                }
-                let (lba, old) = (first_lba + to_u64(index), stored(&block, index));
-                match found.and_then(|found| self.choose(lba, found, records, old)) {
-                    None => self.recovered.unmatched += 1,
-                    Some(words) if words == old => {}
-                    Some(words) => {
-                        self.recovered.settled += 1;
-                        if self.read_only {
-                            self.recovered.tuples.insert(lba, words);
-                        }
-                        put_words(&mut block, self.geometry.tuple_words(), index, words);
-                        changed = true;
-                    }
-                }
-            }
-        }
-        if changed && !self.read_only {
-            transfer(self.device, Op::Write, at, block, TUPLE_BLOCK)
-                .map_err(device_error("store tuples from the log"))?;
-        }
-        Ok(())
+        words
     }
 
-    /// Returns the newest tuple that the data match, if there is one.
-    fn choose(
-        &self,
-        lba: u64,
-        (guard, is_zero): (u64, bool),
-        records: &[Record<'_>],
-        stored: [u64; 2],
-    ) -> Option<[u64; 2]> {
-        let logged = records.iter().rev().filter_map(|record| record.words(lba));
-        logged
-            .chain([stored])
-            .find(|&words| self.judge.check(lba, guard, words, || is_zero).is_ok())
-    }
-
-    /// Reads sectors, and returns of each the guard and whether it is all zeros. `None` for one
-    /// that cannot be read.
-    fn read_guards(&mut self, first_lba: u64, count: usize) -> Vec<Option<(u64, bool)>> {
-        let (sector, kind) = (self.geometry.sector(), self.judge.protection().kind);
-        let at = self.geometry.data_at(first_lba * sector.bytes());
-        let len = count * sector.len();
-        let buffer = take(&self.pool, len);
-        let Ok(buffer) = transfer(self.device, Op::Read, at, buffer, len) else {
-            let halves = [(0, count / 2), (count / 2, count - count / 2)];
-            return if count == 1 {
-                vec![None]
-            } else {
-                halves
-                    .into_iter()
-                    .flat_map(|(from, count)| self.read_guards(first_lba + to_u64(from), count))
-                    .collect()
-            };
-        };
-        let bytes = &buffer.as_slice()[..len];
-        let mut guards = vec![0; count];
-        generate(kind, sector.len(), bytes, &mut guards);
-        let is_zero = |bytes: &[u8]| bytes.iter().all(|&byte| byte == 0);
-        guards
-            .into_iter()
-            .zip(bytes.chunks(sector.len()))
-            .map(|(guard, bytes)| Some((guard, is_zero(bytes))))
-            .collect()
+    fn set_words(&mut self, index: usize, words: [u64; 2]) {
+        let len = self.tuple_words * 8;
+        let bytes = &mut self.buffer.as_mut_slice()[index * len..][..len];
+        for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+            *bytes = word.to_be_bytes();
+        }
+        self.changed = true;
     }
 }
 
@@ -223,22 +462,6 @@ fn runs(which: &[bool], gap: usize, longest: usize) -> Vec<(usize, usize)> {
         }
     }
     runs
-}
-
-fn words_at(block: &Buffer, tuple_words: usize, index: usize) -> [u64; 2] {
-    let mut words = [0; 2];
-    let bytes = &block.as_slice()[index * tuple_words * 8..][..tuple_words * 8];
-    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
-        *word = u64::from_be_bytes(*bytes);
-    }
-    words
-}
-
-fn put_words(block: &mut Buffer, tuple_words: usize, index: usize, words: [u64; 2]) {
-    let bytes = &mut block.as_mut_slice()[index * tuple_words * 8..][..tuple_words * 8];
-    for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
-        *bytes = word.to_be_bytes();
-    }
 }
 
 #[cfg(test)]

@@ -2,27 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use holdfast_bio::{BlockDevice, Error, Mismatch, Op, Tag};
 use holdfast_checksum::GuardKind;
 use holdfast_integrity::Protection;
-use holdfast_iov::{BUFFER_MIN, Buffer, Pool, Region};
-use holdfast_units::BlockSize;
+use holdfast_iov::{BUFFER_MAX, BUFFER_MIN, Buffer, Pool};
+use holdfast_units::{BlockSize, to_u64, to_usize};
 use zerocopy::IntoBytes;
 
 use crate::cache::Cache;
 use crate::error::VolumeError;
 use crate::flush::FlushGate;
 use crate::format::{
-    ErrorCounts, FormatError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, Superblock, features,
+    Durability, ErrorCounts, FormatError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, Superblock, features,
 };
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, TUPLE_BLOCK};
 use crate::judge::Judge;
 use crate::log::Log;
 use crate::raw::{self, device_error, sync_device};
-use crate::recovery::{Recovered, recover};
+use crate::recovery::{Recovery, RecoveryReport};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
 /// What a new volume is to be.
@@ -63,6 +64,11 @@ pub struct OpenOptions {
     pub cache_bytes: usize,
     /// Take no writes, and change nothing of what is stored.
     pub read_only: bool,
+    /// What is to survive a crash of the machine.
+    pub durability: Durability,
+    /// Identifies the kernel that runs, as `/proc/sys/kernel/random/boot_id` does. If it is the same
+    /// after a crash, it was only the process that died. Zeros say that nobody knows.
+    pub boot: [u8; 16],
 }
 
 impl OpenOptions {
@@ -72,7 +78,12 @@ impl OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { cache_bytes: Self::CACHE_BYTES, read_only: false }
+        Self {
+            cache_bytes: Self::CACHE_BYTES,
+            read_only: false,
+            durability: Durability::Full,
+            boot: [0; 16],
+        }
     }
 }
 
@@ -82,12 +93,16 @@ pub struct Volume {
     geometry: Geometry,
     judge: Judge,
     read_only: bool,
-    was_clean: bool,
+    durability: Durability,
+    recovery: Option<RecoveryReport>,
     /// The tuples of sectors whose stored tuple is not theirs, on a volume that was not closed and
     /// that may not be changed.
     settled: BTreeMap<u64, [u64; 2]>,
-    /// Where tuples are before their data. `None` when nothing is written, or below is no storage
-    /// that can be mapped.
+    /// Where sectors that match no tuple are taken as they are, on such a volume: ranges of bytes
+    /// of the disk.
+    adopted: Vec<Range<u64>>,
+    /// Where tuples are before their data. `None` when nothing is written, or when less than full
+    /// durability is asked for and below is no storage that can be mapped.
     pub(crate) log: Option<Log>,
     pub(crate) cache: Cache,
     pub(crate) flush: FlushGate,
@@ -146,6 +161,8 @@ impl Volume {
             created: since_1970.map_or(0, |time| time.as_secs()),
             errors: ErrorCounts::default(),
             log_epoch: None,
+            durability: None,
+            boot: [0; 16],
         };
         for copy in 0..SUPERBLOCK_OFFSETS.len() {
             superblock.sequence += 1;
@@ -155,9 +172,9 @@ impl Volume {
     }
 
     /// Opens the volume on `device`. One superblock that is corrupt is replaced from the other,
-    /// unless nothing may be written. If the volume was not closed, tuples are settled from its
-    /// log: what was acknowledged before the process was killed is there. A device that is refused
-    /// is left as it is.
+    /// unless nothing may be written. If the volume was not closed, it is found out which sectors
+    /// have their old and which their new data, as far as its [`Durability`] allows; see
+    /// [`recovery`](Self::recovery). A device that is refused is left as it is.
     ///
     /// # Errors
     ///
@@ -166,9 +183,22 @@ impl Volume {
         device: &mut D,
         options: &OpenOptions,
     ) -> Result<Arc<Self>, VolumeError> {
+        Self::open_showing(device, options, &mut |_, _| {})
+    }
+
+    /// Opens the volume on `device` as [`open`](Self::open) does. If it was not closed, `progress`
+    /// is told how much of what has to be looked at is done, and how much that is.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn open_showing<D: BlockDevice>(
+        device: &mut D,
+        options: &OpenOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Arc<Self>, VolumeError> {
         let read_only = options.read_only;
         let Found { mut superblock, corrupt } = read_superblock(device)?;
-        let was_clean = superblock.clean;
         if superblock.read_only && !read_only {
             let bits = superblock.read_only_compatible & !features::READ_ONLY_COMPATIBLE;
             return Err(VolumeError::ReadOnlyFeatures { bits });
@@ -179,17 +209,15 @@ impl Volume {
             return Err(VolumeError::Sector { sector, block: limits.granularity });
         }
         let judge = Judge::new(superblock.protection(), sector);
-        let region = if read_only { None } else { map_log(device, &geometry)? };
-        let recovered = match superblock.log_epoch {
-            Some(epoch) if !was_clean => recover(device, &geometry, &judge, epoch, read_only)?,
-            _ => Recovered::default(),
-        };
+        let recovered = recover(device, &superblock, &judge, options, progress)?;
+        let log = if read_only { None } else { begin_log(device, &geometry, options)? };
         if read_only {
             warn_of_corrupt(corrupt.as_ref());
         } else {
             superblock.clean = false;
             // What was in the log is stored now, and counts no more.
-            superblock.log_epoch = region.is_some().then(new_epoch);
+            superblock.log_epoch = log.as_ref().map(Log::epoch);
+            (superblock.durability, superblock.boot) = (Some(options.durability), options.boot);
             if let Some((copy, error)) = &corrupt {
                 superblock.sequence += 1;
                 write_superblock(device, &superblock, *copy)?;
@@ -200,10 +228,9 @@ impl Volume {
             rewrite_superblock(device, &mut superblock)?;
             sync_device(device)?;
         }
-        let log = region.zip(superblock.log_epoch);
-        let log = log.map(|(region, epoch)| Log::new(region, epoch, &geometry));
+        let Recovered { report, tuples: settled, adopted } = recovered;
         let volume = Self::assemble(superblock, options, judge);
-        Ok(Arc::new(Self { was_clean, settled: recovered.tuples, log, ..volume }))
+        Ok(Arc::new(Self { recovery: report, settled, adopted, log, ..volume }))
     }
 
     fn assemble(superblock: Superblock, options: &OpenOptions, judge: Judge) -> Self {
@@ -218,8 +245,10 @@ impl Volume {
             geometry,
             judge,
             read_only: options.read_only,
-            was_clean: true,
+            durability: options.durability,
+            recovery: None,
             settled: BTreeMap::new(),
+            adopted: Vec::new(),
             log: None,
             cache: Cache::new(options.cache_bytes, sectors, tuple_words),
             flush: FlushGate::default(),
@@ -241,7 +270,8 @@ impl Volume {
         Ok(superblock)
     }
 
-    /// Marks the volume as closed, after everything was flushed and all other queues are gone.
+    /// Stores the tuples and marks the volume as closed, after everything was flushed and all
+    /// queues are gone.
     ///
     /// # Errors
     ///
@@ -250,11 +280,52 @@ impl Volume {
         if self.read_only || self.flush_failed() {
             return Ok(());
         }
+        self.store_tuples(device)?;
         let mut superblock = self.next_superblock();
         superblock.clean = true;
         superblock.log_epoch = None;
+        (superblock.durability, superblock.boot) = (None, [0; 16]);
         rewrite_superblock(device, &mut superblock)?;
         sync_device(device)
+    }
+
+    /// Stores the tuples that are newer than the stored ones, and makes them durable.
+    fn store_tuples<D: BlockDevice>(&self, device: &mut D) -> Result<(), VolumeError> {
+        let mut from = 0;
+        while let Some(way) = self.cache.next_dirty_way(from) {
+            let mut buffer = scratch()?;
+            self.cache.clear_dirty(way);
+            self.cache.copy_tuples(way, &mut buffer.as_mut_slice()[..TUPLE_BLOCK]);
+            let at = self.geometry.tuples_at(self.cache.group(way));
+            if let Err(error) = raw::transfer(device, Op::Write, at, buffer, TUPLE_BLOCK) {
+                self.cache.mark_dirty(way);
+                return Err(device_error("store tuples")(error));
+            }
+            from = Cache::position_after(way);
+        }
+        sync_device(device)
+    }
+
+    /// Makes sectors, by address, what their data are, whether or not they match their tuples: they
+    /// will be read without an error. To be called before there is a queue. Returns how many did not
+    /// match.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::Lba`] for a sector that there is not, and what the device said; those before
+    /// are then accepted.
+    pub fn accept<D: BlockDevice>(
+        &self,
+        device: &mut D,
+        lbas: Range<u64>,
+    ) -> Result<u64, VolumeError> {
+        let sectors = self.geometry.sector().count(self.geometry.capacity());
+        if lbas.end > sectors {
+            return Err(VolumeError::Lba { lba: lbas.end - 1, sectors });
+        }
+        let mut progress = |_, _| {};
+        let (geometry, judge) = (&self.geometry, &self.judge);
+        Recovery::new(device, geometry, judge, self.read_only, &mut progress)?.accept(lbas)
     }
 
     /// Returns the volume's name for machines, as text.
@@ -277,11 +348,19 @@ impl Volume {
         self.read_only
     }
 
-    /// Returns whether the volume had been closed before it was opened. If not, and if it was the
-    /// whole machine that went down and not only the process, sectors that were written after the
-    /// last flush may not match their tuples.
-    pub const fn was_clean(&self) -> bool {
-        self.was_clean
+    /// Returns what survives a crash of the machine.
+    pub const fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    /// Returns whether tuples are durable in the log before their data are submitted.
+    pub(crate) fn log_is_durable(&self) -> bool {
+        self.log.as_ref().is_some_and(Log::is_written)
+    }
+
+    /// Returns what was found when the volume was opened. `None` if it had been closed.
+    pub const fn recovery(&self) -> Option<&RecoveryReport> {
+        self.recovery.as_ref()
     }
 
     /// Returns how much memory the tuple cache may take, in bytes.
@@ -317,6 +396,8 @@ impl Volume {
             Tag::Application => &self.counters.application,
             Tag::Reference => &self.counters.reference,
             Tag::Unwritten => &self.counters.unwritten,
+            // It was named when the volume was opened.
+            Tag::Torn => return tracing::debug!("{mismatch}"),
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.counters.changed.store(true, Ordering::Relaxed);
@@ -341,8 +422,7 @@ impl Volume {
 
     /// Returns the stored words of the tuple of sector `lba` with this guard.
     pub(crate) fn tuple_words(&self, lba: u64, guard: u64) -> [u64; 2] {
-        let protection = self.judge.protection();
-        protection.tuple(lba, guard).to_words(protection.kind)
+        self.judge.words(lba, guard)
     }
 
     /// Checks the stored words of sector `lba` against the checksum of its data. `is_zero` is asked
@@ -354,9 +434,18 @@ impl Volume {
         words: [u64; 2],
         is_zero: impl Fn() -> bool,
     ) -> Result<(), Mismatch> {
-        self.judge.check(lba, guard, words, &is_zero).or_else(|mismatch| {
-            let &settled = self.settled.get(&lba).ok_or(mismatch)?;
-            self.judge.check(lba, guard, settled, &is_zero).map_err(|_| mismatch)
+        let checked = self.judge.check(lba, guard, words, &is_zero);
+        if checked.is_ok() || (self.settled.is_empty() && self.adopted.is_empty()) {
+            return checked;
+        }
+        let checked = match self.settled.get(&lba) {
+            Some(&settled) => self.judge.check(lba, guard, settled, &is_zero),
+            None => checked,
+        };
+        let offset = lba * self.geometry.sector().bytes();
+        let is_adopted = || self.adopted.iter().any(|range| range.contains(&offset));
+        checked.or_else(|mismatch| {
+            if mismatch.tag != Tag::Torn && is_adopted() { Ok(()) } else { Err(mismatch) }
         })
     }
 
@@ -392,7 +481,7 @@ impl Volume {
         let copy = superblock.sequence % 2;
         let raw = superblock.to_raw(u32::try_from(copy).expect("0 or 1"));
         target.copy_from_slice(raw.as_bytes());
-        SUPERBLOCK_OFFSETS[holdfast_units::to_usize(copy)]
+        SUPERBLOCK_OFFSETS[to_usize(copy)]
     }
 }
 
@@ -402,12 +491,86 @@ fn scratch() -> Result<Buffer, VolumeError> {
     Ok(pool.take(SUPERBLOCK_LEN).expect("a new pool has a buffer"))
 }
 
-/// Maps the tuple log, where the storage below can be mapped.
-fn map_log<D: BlockDevice>(device: &D, geometry: &Geometry) -> Result<Option<Region>, VolumeError> {
+/// What is known of a volume that was not closed.
+#[derive(Default)]
+struct Recovered {
+    report: Option<RecoveryReport>,
+    tuples: BTreeMap<u64, [u64; 2]>,
+    adopted: Vec<Range<u64>>,
+}
+
+/// Finds out what sectors hold, if the volume was not closed.
+fn recover<D: BlockDevice>(
+    device: &mut D,
+    superblock: &Superblock,
+    judge: &Judge,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Recovered, VolumeError> {
+    if superblock.clean {
+        return Ok(Recovered::default());
+    }
+    let &Superblock { geometry, durability, log_epoch, boot, .. } = superblock;
+    let read_only = options.read_only;
+    let mut recovery = Recovery::new(device, &geometry, judge, read_only, progress)?;
+    let mut adopted = Vec::new();
+    // What a program that had no choice left in its log outlives a process, as a mapped log does.
+    let outlived = match durability {
+        None | Some(Durability::Full) => true,
+        Some(_) => boot == options.boot && boot != [0; 16],
+    };
+    match log_epoch {
+        Some(epoch) if outlived => recovery.settle(epoch, durability)?,
+        _ if matches!(durability, None | Some(Durability::Full)) => {}
+        _ if read_only => adopted.push(0..geometry.capacity()),
+        _ => {
+            let whole = 0..geometry.capacity();
+            recovery.adopt(std::slice::from_ref(&whole))?;
+        }
+    }
+    let Recovery { report, tuples, .. } = recovery;
+    let RecoveryReport { records, settled, adopted: taken, torn, unreadable } = &report;
+    let (torn, unreadable) = (torn.len(), unreadable.len());
+    tracing::info!(records, settled, taken, torn, unreadable, "the volume was not closed");
+    Ok(Recovered { report: Some(report), tuples, adopted })
+}
+
+/// Begins an empty tuple log: one that is written, for full durability, and otherwise one that is
+/// mapped, where the storage below can be mapped.
+fn begin_log<D: BlockDevice>(
+    device: &mut D,
+    geometry: &Geometry,
+    options: &OpenOptions,
+) -> Result<Option<Log>, VolumeError> {
     let (offset, len) = geometry.log();
-    device
-        .map(offset, holdfast_units::to_usize(len))
-        .map_err(device_error("reserve space for the tuple log"))
+    let no_room = device_error("reserve space for the tuple log");
+    if options.durability == Durability::Full {
+        fill_holes(device, offset, len).map_err(no_room)?;
+        let block = device.limits().granularity;
+        return Ok(Some(Log::written(block, new_epoch(), geometry)));
+    }
+    let region = device.map(offset, to_usize(len)).map_err(no_room)?;
+    Ok(region.map(|region| Log::mapped(region, new_epoch(), geometry)))
+}
+
+/// Writes zeros to where the log is a hole, so that a write to it changes nothing of the file but
+/// its data: it must be durable fast.
+fn fill_holes<D: BlockDevice>(device: &mut D, offset: u64, len: u64) -> Result<(), Error> {
+    let pool = Pool::new(BUFFER_MAX).map_err(|error| Error::from(&error))?;
+    let (mut position, end) = (offset, offset + len);
+    while position < end {
+        let data = device.data_after(position)?.unwrap_or(end).min(end);
+        while position < data {
+            let piece = to_usize(data - position).min(BUFFER_MAX);
+            let mut buffer = pool.take_whole(piece).expect("one buffer is in use");
+            buffer.as_mut_slice()[..piece].fill(0);
+            raw::transfer(device, Op::Write, position, buffer, piece)?;
+            position += to_u64(piece);
+        }
+        // What is no hole is passed a piece at a time, since nothing says where it ends.
+        position = (position + (64 << 10)).min(end);
+    }
+    Ok(())
 }
 
 /// Returns a number that no volume has had for its log, and that nobody can foresee: what clients

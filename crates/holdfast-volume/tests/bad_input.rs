@@ -20,13 +20,18 @@ use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_volume::format::{
     FormatError, RawSuperblock, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, Superblock,
 };
-use holdfast_volume::{Client, CreateOptions, OpenOptions, Queue, Volume, VolumeError};
+use holdfast_volume::{Client, CreateOptions, Durability, OpenOptions, Queue, Volume, VolumeError};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 const CAPACITY: u64 = 1 << 20;
-const READ_ONLY: OpenOptions = OpenOptions { cache_bytes: 1 << 20, read_only: true };
-const READ_WRITE: OpenOptions = OpenOptions { cache_bytes: 1 << 20, read_only: false };
+const READ_ONLY: OpenOptions = OpenOptions { read_only: true, ..READ_WRITE };
+const READ_WRITE: OpenOptions = OpenOptions {
+    cache_bytes: 1 << 20,
+    read_only: false,
+    durability: Durability::Full,
+    boot: [0; 16],
+};
 
 fn new_device() -> MemoryDevice {
     let options = options(GuardKind::Crc32c, BlockSize::PAGE, CAPACITY);
@@ -82,7 +87,7 @@ fn a_truncated_file_is_refused_and_left_as_it_is() {
             let backing = Backing::open(&path, access).unwrap();
             let ring = Ring::new(8).unwrap().shared();
             let mut device = FileDevice::new(&backing, &ring).unwrap();
-            let options = OpenOptions { cache_bytes: 1, read_only };
+            let options = OpenOptions { cache_bytes: 1, read_only, ..OpenOptions::default() };
             let error = Volume::open(&mut device, &options).unwrap_err();
             let expected = if len < 4096 { 4096 } else { needed };
             let truncated = FormatError::Truncated { expected, found: len };
@@ -358,7 +363,7 @@ fn a_full_device_fails_the_write_and_leaves_no_sector_corrupt() {
     for (guard, sector) in formats() {
         for written_before in [false, true] {
             for sectors in [0, 1, 7, 15] {
-                let disk = Disk::new(guard, sector, CAPACITY, 1 << 20);
+                let disk = Disk::without_log(guard, sector, CAPACITY);
                 run_out_of_space(&disk, sectors * sector.bytes(), written_before);
             }
         }
@@ -369,7 +374,7 @@ fn a_full_device_fails_the_write_and_leaves_no_sector_corrupt() {
 fn a_full_device_that_stored_a_part_of_a_new_sector_leaves_it_unwritten() {
     for guard in GuardKind::ALL {
         for sectors in [0, 1, 7, 15] {
-            let disk = Disk::new(guard, BlockSize::PAGE, CAPACITY, 1 << 20);
+            let disk = Disk::without_log(guard, BlockSize::PAGE, CAPACITY);
             run_out_of_space(&disk, sectors * 4096 + 1536, false);
         }
     }
@@ -461,7 +466,7 @@ fn after_a_failed_flush_no_flush_succeeds() {
 
 #[test]
 fn tuples_that_could_not_be_flushed_are_flushed_by_the_next() {
-    let disk = Disk::new(GuardKind::Crc16, BlockSize::PAGE, CAPACITY, 1 << 20);
+    let disk = Disk::without_log(GuardKind::Crc16, BlockSize::PAGE, CAPACITY);
     let at = disk.volume.geometry().tuples_at(0);
     let fault = Fault { range: at..at + 4096, reads: false, error: Error::IO };
     let mut client = faulty(&disk, Faults { faults: vec![fault], ..Faults::default() });
@@ -472,6 +477,23 @@ fn tuples_that_could_not_be_flushed_are_flushed_by_the_next() {
     faulty(&disk, Faults::default()).flush().unwrap();
     let reopened = Disk::open(disk.device, 1);
     common::assert_clean(&mut reopened.queue());
+    let mut found = [0; 4096];
+    reopened.client(ReadPolicy::Lazy).read_at(0, &mut found).unwrap();
+    assert_eq!(found, [1; 4096]);
+}
+
+#[test]
+fn a_volume_whose_tuples_cannot_be_stored_is_not_closed_and_they_are_in_the_log() {
+    let disk = Disk::new(GuardKind::Crc16, BlockSize::PAGE, CAPACITY, 1 << 20);
+    let at = disk.volume.geometry().tuples_at(0);
+    let fault = Fault { range: at..at + 4096, reads: false, error: Error::IO };
+    faulty(&disk, Faults::default()).write_at(0, &[1; 4096]).unwrap();
+    let faults = Faults { faults: vec![fault], ..Faults::default() };
+    let mut failing = FaultyDevice::new(disk.device.clone(), faults, 1);
+    let refused = disk.volume.close(&mut failing);
+    assert!(matches!(refused, Err(VolumeError::Device { .. })), "{refused:?}");
+    let reopened = Disk::open(disk.device, 1);
+    assert_eq!(reopened.volume.recovery().unwrap().settled, 1);
     let mut found = [0; 4096];
     reopened.client(ReadPolicy::Lazy).read_at(0, &mut found).unwrap();
     assert_eq!(found, [1; 4096]);

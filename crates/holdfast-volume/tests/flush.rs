@@ -39,7 +39,7 @@ fn check_written<M: Medium>(medium: &M) {
     let mut expected = bytes(40_960, 1);
     expected[4096..12_288].copy_from_slice(&bytes(8192, 2));
     let volume = open(medium);
-    assert!(!volume.was_clean(), "the volume was not closed");
+    assert!(volume.recovery().is_some(), "the volume was not closed");
     let mut client = client(medium, &volume);
     let mut found = vec![0; 40_960];
     client.read_at(0, &mut found).unwrap();
@@ -66,14 +66,14 @@ fn what_was_flushed_is_there_without_a_close() {
 #[test]
 fn closing_marks_the_volume_clean_until_it_is_opened_for_writing() {
     let disk = Disk::new(GuardKind::Crc32c, BlockSize::PAGE, CAPACITY, 1);
-    assert!(disk.volume.was_clean(), "a new volume is clean");
+    assert!(disk.volume.recovery().is_none(), "a new volume is clean");
     assert!(!Volume::peek(&mut disk.device.clone()).unwrap().clean, "an open volume is not");
     disk.volume.close(&mut disk.device.clone()).unwrap();
     assert!(Volume::peek(&mut disk.device.clone()).unwrap().clean);
-    let read_only = OpenOptions { cache_bytes: 1, read_only: true };
-    assert!(Volume::open(&mut disk.device.clone(), &read_only).unwrap().was_clean());
-    assert!(open(&disk.device).was_clean());
-    assert!(!open(&disk.device).was_clean(), "it was opened for writing before");
+    let read_only = OpenOptions { cache_bytes: 1, read_only: true, ..OpenOptions::default() };
+    assert!(Volume::open(&mut disk.device.clone(), &read_only).unwrap().recovery().is_none());
+    assert!(open(&disk.device).recovery().is_none());
+    assert!(open(&disk.device).recovery().is_some(), "it was opened for writing before");
 }
 
 #[test]

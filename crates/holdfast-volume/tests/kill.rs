@@ -166,7 +166,7 @@ impl Writer {
 fn open(path: &Path, read_only: bool) -> (Backing, Arc<Volume>) {
     let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
     let backing = Backing::open(path, access).unwrap();
-    let options = VolumeOptions { cache_bytes: 1 << 20, read_only };
+    let options = VolumeOptions { cache_bytes: 1 << 20, read_only, ..VolumeOptions::default() };
     let ring = Ring::new(64).unwrap().shared();
     let mut device = FileDevice::new(&backing, &ring).unwrap();
     let volume = Volume::open(&mut device, &options).unwrap();

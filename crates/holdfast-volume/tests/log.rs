@@ -1,4 +1,5 @@
-//! The tuple log: what it makes good after a process went down, and what it must not.
+//! The tuple log, written or mapped: what it makes good after a process went down, and what it must
+//! not.
 //!
 //! A volume that is dropped without a flush has lost what a killed process would lose: the tuples in
 //! its memory.
@@ -12,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{FileMedium, Medium, client, fill, formats, options, peek, poke, scrub};
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Mismatch, Op, Tag};
 use holdfast_checksum::GuardKind;
 use holdfast_device::FileDevice;
 use holdfast_iov::{Memory, Pool};
@@ -20,11 +21,24 @@ use holdfast_ring::Ring;
 use holdfast_sim::Random;
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_volume::format::{RawSuperblock, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, features};
-use holdfast_volume::{OpenOptions, Queue, Volume, VolumeError};
+use holdfast_volume::{Durability, OpenOptions, Queue, Volume, VolumeError};
 use zerocopy::{FromBytes, IntoBytes};
 
 const CAPACITY: u64 = 4 << 20;
 const SECTORS: usize = 40;
+
+/// What has a log that is written, and what has one that is mapped.
+const DURABILITIES: [Durability; 2] = [Durability::Full, Durability::None];
+
+/// Each format with each of the logs.
+fn logs() -> impl Iterator<Item = (GuardKind, BlockSize, Durability)> {
+    formats().flat_map(|(guard, sector)| DURABILITIES.map(|durability| (guard, sector, durability)))
+}
+
+fn open_options(durability: Durability) -> OpenOptions {
+    // The same kernel each time: it is the process that goes down.
+    OpenOptions { cache_bytes: 1 << 20, durability, boot: [1; 16], ..OpenOptions::default() }
+}
 
 fn medium(guard: GuardKind, sector: BlockSize) -> FileMedium {
     let options = options(guard, sector, CAPACITY);
@@ -39,15 +53,16 @@ fn bytes(len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// Opens a volume with a log that is written, if it is to be written.
 fn open_with(medium: &FileMedium, read_only: bool) -> Arc<Volume> {
-    let options = OpenOptions { cache_bytes: 1 << 20, read_only };
+    let options = OpenOptions { read_only, ..open_options(Durability::Full) };
     Volume::open(&mut medium.device(), &options).unwrap()
 }
 
 /// Writes sectors, flushes, writes and clears some of them again, and goes down. Returns what they
 /// are to read as.
-fn go_down(medium: &FileMedium, sector: BlockSize) -> Vec<u8> {
-    let volume = open_with(medium, false);
+fn go_down(medium: &FileMedium, sector: BlockSize, durability: Durability) -> Vec<u8> {
+    let volume = Volume::open(&mut medium.device(), &open_options(durability)).unwrap();
     let mut client = client(medium, &volume);
     let size = sector.len();
     let mut expected = bytes(SECTORS * size, 1);
@@ -93,12 +108,12 @@ fn stored(medium: &FileMedium) -> Vec<u8> {
 
 #[test]
 fn what_was_not_flushed_is_there_after_going_down() {
-    for (guard, sector) in formats() {
+    for (guard, sector, durability) in logs() {
         let medium = medium(guard, sector);
-        let expected = go_down(&medium, sector);
+        let expected = go_down(&medium, sector, durability);
         for round in 0..2 {
             let volume = open_with(&medium, false);
-            assert!(!volume.was_clean());
+            assert!(volume.recovery().is_some());
             assert!(read(&medium, &volume, sector).unwrap() == expected, "round {round}");
             common::assert_clean(client(&medium, &volume).queue());
             assert_eq!(volume.errors().total(), 0);
@@ -108,9 +123,9 @@ fn what_was_not_flushed_is_there_after_going_down() {
 
 #[test]
 fn opening_read_only_settles_in_memory_and_stores_nothing() {
-    for (guard, sector) in formats() {
+    for (guard, sector, durability) in logs() {
         let medium = medium(guard, sector);
-        let expected = go_down(&medium, sector);
+        let expected = go_down(&medium, sector, durability);
         let before = stored(&medium);
         let volume = open_with(&medium, true);
         assert!(read(&medium, &volume, sector).unwrap() == expected);
@@ -128,9 +143,9 @@ fn opening_read_only_settles_in_memory_and_stores_nothing() {
 
 #[test]
 fn a_corrupt_sector_that_the_log_names_is_reported() {
-    for (guard, sector) in formats() {
+    for (guard, sector, durability) in logs() {
         let medium = medium(guard, sector);
-        go_down(&medium, sector);
+        go_down(&medium, sector, durability);
         let geometry = options(guard, sector, CAPACITY).geometry().unwrap();
         for lba in [7, 20, 35] {
             let at = geometry.data_at(lba * sector.bytes());
@@ -138,8 +153,38 @@ fn a_corrupt_sector_that_the_log_names_is_reported() {
         }
         for read_only in [true, false] {
             let volume = open_with(&medium, read_only);
+            // What a flush made durable in the log is not looked at.
+            let seen: &[u64] = if durability == Durability::Full { &[7, 20] } else { &[7, 20, 35] };
+            assert_eq!(volume.recovery().unwrap().torn, seen);
             assert_eq!(corrupt_sectors(&medium, &volume), [7, 20, 35]);
         }
+    }
+}
+
+#[test]
+fn a_sector_that_was_torn_is_no_corruption_and_is_read_again_after_a_write_or_when_accepted() {
+    for (guard, sector) in formats() {
+        let medium = medium(guard, sector);
+        let mut expected = go_down(&medium, sector, Durability::Full);
+        let geometry = options(guard, sector, CAPACITY).geometry().unwrap();
+        for lba in [14, 15] {
+            common::flip(&mut medium.device(), geometry.data_at(lba * sector.bytes()), 9);
+        }
+        let volume = open_with(&medium, false);
+        assert_eq!(volume.accept(&mut medium.device(), 14..15), Ok(1));
+        assert_eq!(volume.accept(&mut medium.device(), 0..14), Ok(0));
+        let past_the_end = CAPACITY / sector.bytes();
+        let refused = volume.accept(&mut medium.device(), past_the_end..past_the_end + 1);
+        assert!(matches!(refused, Err(VolumeError::Lba { .. })), "{refused:?}");
+        let size = sector.len();
+        expected[14 * size + 1] ^= 2;
+        let mut writer = client(&medium, &volume);
+        let found = writer.read_at(15 * sector.bytes(), &mut vec![0; size]);
+        assert!(matches!(found, Err(Error::Mismatch(Mismatch { tag: Tag::Torn, lba: 15, .. }))));
+        assert_eq!(volume.errors().total(), 0, "nobody knows that it is corrupt");
+        writer.write_at(15 * sector.bytes(), &expected[15 * size..][..size]).unwrap();
+        drop(writer);
+        assert!(read(&medium, &volume, sector).unwrap() == expected);
     }
 }
 
@@ -161,13 +206,19 @@ fn lost() -> Vec<u64> {
 
 #[test]
 fn a_log_of_another_epoch_or_of_none_is_not_believed() {
-    for epoch in [0, 1] {
+    for (epoch, durability) in [(0, Durability::Full), (1, Durability::Full), (1, Durability::None)]
+    {
         let medium = medium(GuardKind::Crc64, BlockSize::PAGE);
-        go_down(&medium, BlockSize::PAGE);
+        go_down(&medium, BlockSize::PAGE, durability);
         change_superblocks(&mut medium.device(), |raw| raw.log_epoch = epoch.into());
         let volume = open_with(&medium, false);
         // A part of sector 3 was written, too.
-        let lost: Vec<u64> = [3].into_iter().chain(lost()).collect();
+        let lost: Vec<u64> = if durability == Durability::Full {
+            // The flush stored nothing, since all was in the log. What was cleared is zeros again.
+            (0..5).chain(12..40).chain([CAPACITY / 4096 - 1]).collect()
+        } else {
+            [3].into_iter().chain(lost()).collect()
+        };
         assert_eq!(corrupt_sectors(&medium, &volume), lost);
     }
 }
@@ -175,11 +226,11 @@ fn a_log_of_another_epoch_or_of_none_is_not_believed() {
 #[test]
 fn a_torn_record_is_not_believed_and_those_behind_it_are() {
     let medium = medium(GuardKind::Crc64, BlockSize::PAGE);
-    go_down(&medium, BlockSize::PAGE);
+    go_down(&medium, BlockSize::PAGE, Durability::None);
     let geometry = options(GuardKind::Crc64, BlockSize::PAGE, CAPACITY).geometry().unwrap();
     // The first record of the first round, which is in the second half, is that of the 40 sectors.
     let first = geometry.log().0 + geometry.log().1 / 2;
-    let second = (48 + 40 * 16_u64).next_multiple_of(64);
+    let second = (48 + 2 * 40 * 16_u64).next_multiple_of(64);
     common::flip(&mut medium.device(), first + second + 60, 3);
     let volume = open_with(&medium, false);
     assert_eq!(corrupt_sectors(&medium, &volume), (12..30).collect::<Vec<_>>());
@@ -197,7 +248,8 @@ fn the_log_is_needed_from_opening_for_writing_until_closing() {
     };
     assert_eq!(feature(&mut medium.device()), [(0, false); 2]);
     let volume = open_with(&medium, false);
-    assert_eq!(feature(&mut medium.device()), [(features::TUPLE_LOG, true); 2]);
+    let features = features::TUPLE_LOG | features::DURABILITY;
+    assert_eq!(feature(&mut medium.device()), [(features, true); 2]);
     volume.close(&mut medium.device()).unwrap();
     assert_eq!(feature(&mut medium.device()), [(0, false); 2]);
 }
@@ -239,12 +291,12 @@ impl<D: BlockDevice> BlockDevice for Killed<D> {
 
 #[test]
 fn a_recovery_that_is_killed_is_done_again() {
-    for (guard, sector) in formats() {
+    for (guard, sector, durability) in logs() {
         for writes_left in 0.. {
             let medium = medium(guard, sector);
-            let expected = go_down(&medium, sector);
+            let expected = go_down(&medium, sector, durability);
             let mut device = Killed { device: medium.device(), writes_left, ended: Vec::new() };
-            let opened = Volume::open(&mut device, &OpenOptions::default());
+            let opened = Volume::open(&mut device, &open_options(durability));
             let was_killed = matches!(opened, Err(VolumeError::Device { .. }));
             assert!(was_killed || opened.is_ok(), "{opened:?}");
             for read_only in [true, false] {
@@ -253,7 +305,10 @@ fn a_recovery_that_is_killed_is_done_again() {
                 common::assert_clean(client(&medium, &volume).queue());
             }
             if !was_killed {
-                assert!(writes_left >= 4, "two groups and two superblocks are written");
+                assert!(
+                    writes_left >= 4,
+                    "two groups and two superblocks are written: {writes_left}"
+                );
                 break;
             }
         }
@@ -289,9 +344,12 @@ fn write_much(queue: &mut Queue<FileDevice>, seed: u64, requests: usize) {
 #[test]
 fn a_log_that_is_full_again_and_again_holds_nobody_up_and_loses_nothing() {
     let sector = BlockSize::SECTOR;
-    for (threads, cache_bytes) in [(1, 1), (1, 1 << 20), (3, 1), (3, 1 << 20)] {
+    let cases = [(1, 1), (1, 1 << 20), (3, 1), (3, 1 << 20)];
+    for ((threads, cache_bytes), durability) in
+        cases.into_iter().flat_map(|case| DURABILITIES.map(|durability| (case, durability)))
+    {
         let medium = medium(GuardKind::Crc32c, sector);
-        let options = OpenOptions { cache_bytes, read_only: false };
+        let options = OpenOptions { cache_bytes, ..open_options(durability) };
         let volume = Volume::open(&mut medium.device(), &options).unwrap();
         thread::scope(|scope| {
             for seed in 0..threads {

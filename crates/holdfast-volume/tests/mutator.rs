@@ -309,6 +309,7 @@ fn written(guard: GuardKind, sector: BlockSize) -> Disk {
     client.write_at(6 * sector.bytes(), &bytes[end + sector.len()..]).unwrap();
     client.flush().unwrap();
     drop(client);
+    disk.volume.close(&mut disk.device.clone()).unwrap();
     disk
 }
 

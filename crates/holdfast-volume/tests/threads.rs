@@ -155,7 +155,7 @@ fn threads_over_one_file_see_whole_sectors_and_end() {
         let options = options(guard, sector, capacity(guard, sector));
         let medium = FileMedium::new(options.geometry().unwrap().device_len());
         Volume::create(&mut medium.device(), &options).unwrap();
-        let one_set = OpenOptions { cache_bytes: 1, read_only: false };
+        let one_set = OpenOptions { cache_bytes: 1, ..OpenOptions::default() };
         let volume = Volume::open(&mut medium.device(), &one_set).unwrap();
         let deadline = deadline();
         let backing: &Backing = &medium.backing;
@@ -216,7 +216,7 @@ fn parts_of_one_sector_written_by_several_threads_are_all_kept() {
 fn what_a_thread_flushed_is_stored_whoever_led_the_flush() {
     const THREADS: u64 = 3;
     let (guard, sector) = (GuardKind::Crc16, BlockSize::SECTOR);
-    let disk = Disk::new(guard, sector, capacity(guard, sector), 1);
+    let disk = Disk::without_log(guard, sector, capacity(guard, sector));
     let group = common::group_bytes(guard, sector);
     thread::scope(|scope| {
         for number in 0..THREADS {

@@ -10,10 +10,13 @@ use holdfast_bio::{Bio, BlockDevice, Error, Op};
 use holdfast_device::{Access, Backing, FileDevice, OpenError};
 use holdfast_iov::Memory;
 use holdfast_ring::{Ring, SharedRing};
-use holdfast_volume::{CreateOptions, OpenOptions, Queue, Volume, VolumeError};
+use holdfast_volume::{CreateOptions, OpenOptions, Queue, RecoveryReport, Volume, VolumeError};
+use uuid::Uuid;
 
 use crate::progress::Progress;
 
+/// The most sectors that are named after a crash. All are counted, and `holdfast verify` names them.
+const NAMED_MAX: usize = 100;
 /// The operations that a command has in flight.
 const RING_ENTRIES: u32 = 256;
 
@@ -65,15 +68,16 @@ impl OpenVolume {
         let backing = Arc::new(open_in_time(path, access)?);
         let ring = ring()?;
         let mut device = FileDevice::new(&backing, &ring)?;
-        let volume = Volume::open(&mut device, options)
+        let options = OpenOptions { boot: boot(), ..*options };
+        let mut shown = None;
+        let mut progress = |done, total| {
+            shown.get_or_insert_with(|| Progress::counting("recovering groups", total)).at(done);
+        };
+        let volume = Volume::open_showing(&mut device, &options, &mut progress)
             .with_context(|| format!("cannot open {}", path.display()))?;
-        if !volume.was_clean() {
-            tracing::warn!(
-                "{} was not closed: if the machine went down, and not only the server, sectors that \
-                 were written after the last flush may not match their tuples, which \
-                 `holdfast verify` finds",
-                path.display()
-            );
+        drop(shown);
+        if let Some(report) = volume.recovery() {
+            tell_of_recovery(path, &volume, report);
         }
         Ok(Self { backing, ring, volume })
     }
@@ -90,6 +94,44 @@ impl OpenVolume {
         self.volume
             .close(&mut device)
             .with_context(|| format!("cannot close {}", self.backing.path().display()))
+    }
+}
+
+/// Returns what identifies the kernel that runs, or zeros where nothing does.
+fn boot() -> [u8; 16] {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .ok()
+        .and_then(|text| text.trim().parse::<Uuid>().ok())
+        .map_or([0; 16], Uuid::into_bytes)
+}
+
+/// Says what became of a volume that was not closed.
+fn tell_of_recovery(path: &Path, volume: &Volume, report: &RecoveryReport) {
+    let RecoveryReport { settled, adopted, torn, unreadable, .. } = report;
+    let path = path.display();
+    tracing::warn!(
+        "{path} was not closed: {settled} sectors had been written and not recorded, and are now"
+    );
+    if *adopted > 0 {
+        tracing::warn!(
+            "{adopted} sectors of {path} were taken as they are: with this durability nothing tells \
+             what they were to be"
+        );
+    }
+    let sector = volume.geometry().sector();
+    for (lbas, what) in [(torn, "torn by the crash, or corrupt"), (unreadable, "unreadable")] {
+        for lba in lbas.iter().take(NAMED_MAX) {
+            tracing::error!("{path}: the sector at LBA {lba} ({sector} bytes) is {what}");
+        }
+        if lbas.len() > NAMED_MAX {
+            tracing::error!("{path}: and {} more are {what}", lbas.len() - NAMED_MAX);
+        }
+    }
+    if !torn.is_empty() {
+        tracing::error!(
+            "they had neither their old nor their new data: reads of them fail until they are \
+             written, or accepted as they are with `holdfast verify --accept LBA.. {path}`"
+        );
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can be said on the command line.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -7,7 +8,7 @@ use holdfast_bio::ReadPolicy;
 use holdfast_integrity::GuardKind;
 use holdfast_socket::Address;
 use holdfast_units::BlockSize;
-use holdfast_volume::CreateOptions;
+use holdfast_volume::{CreateOptions, Durability};
 
 /// Disks in which every sector carries a checksum, its address and an application tag, served to
 /// virtual machines and programs.
@@ -117,6 +118,12 @@ pub(crate) struct Serve {
     /// I/O then stores bad guards and gets false errors. NBD clients share no memory.
     #[arg(long, value_name = "always|lazy|never", default_value = "lazy")]
     pub(crate) read_policy: ReadPolicy,
+    /// What a crash of the machine may cost. full: after it each sector has its old or its new data, or
+    /// is known to be torn; each write waits for a log. none: for scratch disks; a flush is kept, but
+    /// all that was written since can be torn or mixed, and after a crash the whole volume is read, and
+    /// what is torn or rotten is taken for good. A crash of this program alone costs nothing.
+    #[arg(long, value_name = "full|none", default_value = "full")]
+    pub(crate) durability: Durability,
     /// The most memory for tuples. 64M cover 28 GiB of disk with 8-byte tuples and 4096-byte
     /// sectors; a larger working set costs a read of 4 KiB for each group that is not there.
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
@@ -130,6 +137,11 @@ pub(crate) struct Serve {
 pub(crate) struct Verify {
     /// The volume.
     pub(crate) path: PathBuf,
+    /// Do not verify, but take these sectors as they are, whatever is wrong with them: reads of them
+    /// succeed from now on. Numbers or ranges, such as 14 20-25.
+    #[arg(long, value_name = "LBA", num_args = 1.., value_delimiter = ',', value_parser = parse_lbas,
+        conflicts_with = "json")]
+    pub(crate) accept: Vec<RangeInclusive<u64>>,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -217,6 +229,15 @@ fn parse_size(text: &str) -> Result<u64, String> {
     })
 }
 
+/// Parses a sector's number, or those of a first and a last one.
+fn parse_lbas(text: &str) -> Result<RangeInclusive<u64>, String> {
+    let wrong = || format!("{text:?} is no LBA and no range of them: give 14, or 20-25");
+    let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (number(first)?, number(last)?);
+    if first <= last && last < u64::MAX { Ok(first..=last) } else { Err(wrong()) }
+}
+
 fn parse_sector(text: &str) -> Result<BlockSize, String> {
     text.parse()
         .ok()
@@ -241,6 +262,15 @@ mod tests {
         assert_eq!(parse_size("1.5T"), Ok(3 << 39));
         assert_eq!(parse_size("4096"), Ok(4096));
         parse_size("ten").unwrap_err();
+    }
+
+    #[test]
+    fn sectors_to_accept_are_numbers_or_ranges() {
+        assert_eq!(parse_lbas("14"), Ok(14..=14));
+        assert_eq!(parse_lbas("20-25"), Ok(20..=25));
+        for text in ["", "-", "5-4", "0x10", "1-2-3", "18446744073709551615"] {
+            parse_lbas(text).unwrap_err();
+        }
     }
 
     #[test]

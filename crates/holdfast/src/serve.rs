@@ -41,8 +41,12 @@ pub(crate) fn run(arguments: &Serve) -> anyhow::Result<Outcome> {
     {
         backing::create(path, false, |_| Ok(arguments.format.options(capacity)))?;
     }
-    let options =
-        OpenOptions { cache_bytes: to_usize(arguments.cache_size), read_only: arguments.read_only };
+    let options = OpenOptions {
+        cache_bytes: to_usize(arguments.cache_size),
+        read_only: arguments.read_only,
+        durability: arguments.durability,
+        ..OpenOptions::default()
+    };
     let open = OpenVolume::open(path, &options)?;
     let served = serve(arguments, &open);
     // What failed to start or to go on still leaves a closed volume behind, if it can be flushed.

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use holdfast_bio::{BlockDevice, Mismatch};
+use holdfast_device::FileDevice;
 use holdfast_volume::{OpenOptions, Scrub, ScrubReport};
 use indicatif::BinaryBytes;
 use serde::Serialize;
@@ -16,6 +17,9 @@ use crate::progress::Progress;
 const MISMATCHES_MAX: usize = 100_000;
 
 pub(crate) fn run(arguments: &Verify) -> anyhow::Result<Outcome> {
+    if !arguments.accept.is_empty() {
+        return accept(arguments);
+    }
     let options = OpenOptions { read_only: true, ..OpenOptions::default() };
     let open = OpenVolume::open(&arguments.path, &options)?;
     let mut queue = open.queue()?;
@@ -36,6 +40,20 @@ pub(crate) fn run(arguments: &Verify) -> anyhow::Result<Outcome> {
         write_report(&mut out, &report, sector)?;
     }
     Ok(if is_fine { Outcome::Fine } else { Outcome::Problems })
+}
+
+/// Takes sectors as they are.
+fn accept(arguments: &Verify) -> anyhow::Result<Outcome> {
+    let open = OpenVolume::open(&arguments.path, &OpenOptions::default())?;
+    let mut device = FileDevice::new(&open.backing, &open.ring)?;
+    let mut accepted = 0;
+    let result = arguments.accept.iter().try_for_each(|lbas| {
+        accepted += open.volume.accept(&mut device, *lbas.start()..*lbas.end() + 1)?;
+        Ok(())
+    });
+    open.close()?;
+    writeln!(std::io::stdout(), "{accepted} sectors are taken as they are")?;
+    result.map(|()| Outcome::Fine)
 }
 
 fn write_report(out: &mut impl Write, report: &ScrubReport, sector: u64) -> std::io::Result<()> {

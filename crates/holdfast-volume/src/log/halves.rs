@@ -26,8 +26,13 @@ impl Position {
         self.0
     }
 
-    const fn new(round: u64, place: u64) -> Self {
+    pub(crate) const fn new(round: u64, place: u64) -> Self {
         Self(round << PLACE_BITS | place)
+    }
+
+    /// Returns the position so many units behind this one, in the same half.
+    pub(crate) const fn after(self, units: u64) -> Self {
+        Self(self.0 + units)
     }
 
     pub(crate) const fn round(self) -> u64 {
@@ -55,7 +60,7 @@ pub(crate) struct Halves {
     units: u64,
     /// The [`Position`] of the next record.
     cursor: AtomicU64,
-    /// How many jobs have a record in each half, or are about to.
+    /// How many users the places in each half have, or are about to.
     users: [AtomicU64; 2],
     /// The greatest round whose tuples are all stored. It is the last but one or the last but two.
     stored: AtomicU64,
@@ -86,22 +91,23 @@ impl Halves {
         self.units
     }
 
-    fn position(&self) -> Position {
+    /// Returns where the next place will be, or one before it.
+    pub(crate) fn position(&self) -> Position {
         // Acquire pairs with the release in `reserve`: those who have a place in an earlier round
         // are counted, and that the round before that was stored is seen.
         Position(self.cursor.load(Ordering::Acquire))
     }
 
-    /// Reserves a place of so many units, which are fewer than a half's, until it is released.
-    /// `None` when both halves are in use.
-    pub(crate) fn reserve(&self, units: u64) -> Option<Position> {
+    /// Reserves a place of so many units, which are fewer than a half's, until each of its users,
+    /// who are at least one, has released it. `None` when both halves are in use.
+    pub(crate) fn reserve(&self, units: u64, count: u64) -> Option<Position> {
         debug_assert!(units <= self.units);
         let mut found = self.position();
         loop {
             let users = &self.users[found.half()];
             // Before the place is taken, so that whoever sees the next round sees us, too. Release
             // pairs with the acquire in `wait`.
-            users.fetch_add(1, Ordering::AcqRel);
+            users.fetch_add(count, Ordering::AcqRel);
             let round = found.round();
             while found.round() == round && found.place() + units <= self.units {
                 match self.exchange(found, Position(found.number() + units)) {
@@ -109,7 +115,7 @@ impl Halves {
                     Err(other) => found = other,
                 }
             }
-            self.release_half(half_of(round));
+            self.release_half(half_of(round), count);
             if found.round() != round {
                 continue;
             }
@@ -132,11 +138,11 @@ impl Halves {
             .map_err(Position)
     }
 
-    /// Gives a place up, after the tuples that it is for were marked as changed or are not to be.
+    /// Gives a place up for one of its users, after the tuples that it is for were marked as changed or are not to be.
     /// Returns whether the caller has to see to it that all tuples are stored.
     #[must_use]
     pub(crate) fn release(&self, position: Position) -> bool {
-        self.release_half(position.half()) && {
+        self.release_half(position.half(), 1) && {
             // Pairs with the fence in `wait`: either we see the round that it saw, or it sees that
             // the half has no users.
             fence(Ordering::SeqCst);
@@ -145,9 +151,9 @@ impl Halves {
     }
 
     /// Returns whether the half has no users now.
-    fn release_half(&self, half: usize) -> bool {
+    fn release_half(&self, half: usize, count: u64) -> bool {
         // Release pairs with the acquire in `drained`: the tuples were marked.
-        self.users[half].fetch_sub(1, Ordering::AcqRel) == 1
+        self.users[half].fetch_sub(count, Ordering::AcqRel) == count
     }
 
     /// Returns the round before the present one, if all who had a place in it have ended and its

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::judge::Judge;
-use crate::recovery::recover;
+use crate::recovery::Recovery;
 use crate::{CreateOptions, Volume};
 use holdfast_bio::{Bio, BlockDevice, Op};
 use holdfast_device::MemoryDevice;
@@ -20,21 +20,36 @@ fn epoch(number: u64) -> NonZeroU64 {
 
 fn log(geometry: &Geometry) -> Log {
     let region = Region::anonymous(to_usize(geometry.log().1)).unwrap();
-    Log::new(region, epoch(7), geometry)
+    Log::mapped(region, epoch(7), geometry)
 }
 
 fn words(log: &Log, lba: u64) -> [u64; 2] {
     if log.tuple_words == 1 { [lba + 1, 0] } else { [lba + 1, lba + 2] }
 }
 
-fn append(log: &Log, lba: u64, count: usize) -> Option<Position> {
-    let tuples = (lba..lba + to_u64(count)).map(|lba| words(log, lba));
-    log.append(&mut Vec::new(), lba, count, Change::Written(tuples))
+fn old_words(log: &Log, lba: u64) -> [u64; 2] {
+    words(log, lba + 1000)
+}
+
+fn append(log: &Log, intent: &Intent) -> Option<Position> {
+    let len = log.record_len(intent);
+    let position = log.reserve(len, 1)?;
+    let mut record = vec![0; len];
+    let lbas = intent.lba..intent.lba + to_u64(intent.count);
+    let (new, old) = (lbas.clone().map(|lba| words(log, lba)), lbas.map(|lba| old_words(log, lba)));
+    log.encode(&mut record, position, intent, new, old);
+    log.store(position, &record);
+    Some(position)
+}
+
+const fn writes(lba: u64, count: usize) -> Intent {
+    Intent { lba, count, clears: false }
 }
 
 fn bytes(log: &Log) -> Vec<u8> {
-    let mut bytes = vec![0; log.region.len()];
-    log.region.read(0, &mut bytes).unwrap();
+    let Medium::Mapped(region) = &log.medium else { panic!("it is mapped") };
+    let mut bytes = vec![0; region.len()];
+    region.read(0, &mut bytes).unwrap();
     bytes
 }
 
@@ -44,22 +59,24 @@ fn what_is_appended_is_found_and_what_is_torn_is_not() {
         let geometry = geometry(guard);
         let log = log(&geometry);
         let count = geometry.sectors_of_group();
-        let position = append(&log, 0, count).unwrap();
-        let cleared = Change::<std::iter::Empty<_>>::Cleared;
-        let second = log.append(&mut Vec::new(), 3, 5, cleared).unwrap();
+        let position = append(&log, &writes(0, count)).unwrap();
+        let second = append(&log, &Intent { lba: 3, count: 5, clears: true }).unwrap();
         let mut bytes = bytes(&log);
         let half_len = half_len(&geometry);
         let parse = |bytes: &[u8], position: Position| {
             let half = bytes[position.half() * half_len..][..half_len].to_vec();
             let place = to_usize(position.place());
             let found = Record::parse(&half, position.half(), place, epoch(7), &geometry);
-            found.map(|(record, _)| [record.words(2), record.words(3), record.words(8)])
+            found.map(|(record, _)| {
+                [record.new_words(2), record.new_words(3), record.old_words(3), record.new_words(8)]
+            })
         };
         let [two, three, eight] = [2, 3, 8].map(|lba| Some(words(&log, lba)));
-        assert_eq!(parse(&bytes, position), Some([two, three, eight]));
-        assert_eq!(parse(&bytes, second), Some([None, Some([0, 0]), None]));
+        let old = Some(old_words(&log, 3));
+        assert_eq!(parse(&bytes, position), Some([two, three, old, eight]));
+        assert_eq!(parse(&bytes, second), Some([None, Some([0, 0]), old, None]));
         // The last tuple of the first record.
-        let at = position.half() * half_len + HEADER + count * log.tuple_words * 8 - 1;
+        let at = position.half() * half_len + HEADER + 2 * count * log.tuple_words * 8 - 1;
         bytes[at] ^= 1;
         assert_eq!(parse(&bytes, position), None);
     }
@@ -69,7 +86,7 @@ fn what_is_appended_is_found_and_what_is_torn_is_not() {
 fn a_record_of_another_epoch_or_another_place_is_none() {
     let geometry = geometry(GuardKind::Crc64);
     let log = log(&geometry);
-    let position = append(&log, 9, 1).unwrap();
+    let position = append(&log, &writes(9, 1)).unwrap();
     let half = &bytes(&log)[position.half() * half_len(&geometry)..][..half_len(&geometry)];
     let parse = |half: &[u8], index, place, number| {
         Record::parse(half, index, place, epoch(number), &geometry).is_some()
@@ -87,10 +104,10 @@ fn both_halves_are_filled_and_a_half_is_used_again_when_it_was_given_up_and_stor
     let geometry = geometry(GuardKind::Crc64);
     let log = log(&geometry);
     let mut positions = Vec::new();
-    while let Some(position) = append(&log, 0, 100) {
+    while let Some(position) = append(&log, &writes(0, 100)) {
         positions.push(position);
     }
-    let units = (HEADER + 100 * 16).div_ceil(LOG_UNIT);
+    let units = (HEADER + 2 * 100 * 16).div_ceil(LOG_UNIT);
     assert_eq!(positions.len(), 2 * (to_usize(log.halves.units()) / units));
     assert!(positions.is_sorted());
     assert_eq!(log.begin_flush(), None);
@@ -98,10 +115,14 @@ fn both_halves_are_filled_and_a_half_is_used_again_when_it_was_given_up_and_stor
     let asked: Vec<_> = first.iter().map(|&position| log.release(position)).collect();
     assert_eq!(asked.iter().position(|&asked| asked), Some(first.len() - 1));
     let round = log.begin_flush().unwrap();
-    assert_eq!(append(&log, 0, 1).map(Position::half), Some(second[0].half()), "a small one fits");
-    assert_eq!(append(&log, 0, 100), None);
+    assert_eq!(
+        append(&log, &writes(0, 1)).map(Position::half),
+        Some(second[0].half()),
+        "a small one fits"
+    );
+    assert_eq!(append(&log, &writes(0, 100)), None);
     log.flushed(round);
-    assert_eq!(append(&log, 0, 100).map(Position::half), Some(first[0].half()));
+    assert_eq!(append(&log, &writes(0, 100)).map(Position::half), Some(first[0].half()));
 }
 
 /// Puts a record with a good checksum into a device's log, and whatever values.
@@ -110,7 +131,10 @@ fn forge(device: &mut MemoryDevice, geometry: &Geometry, half: usize, place: usi
     record.resize(record.len().next_multiple_of(512), 0);
     let crc = |len| checksum_of(&record[..len]);
     let payload = u32::from_le_bytes(record[32..36].try_into().unwrap());
-    let len = (HEADER + to_usize(u64::from(payload)).min(250) * 16).next_multiple_of(LOG_UNIT);
+    let flags = u32::from_le_bytes(record[36..40].try_into().unwrap());
+    let copies = usize::from(flags & RECORD_CLEARED == 0) + usize::from(flags & RECORD_OLD != 0);
+    let tuples = copies * to_usize(u64::from(payload)).min(250) * 16;
+    let len = (HEADER + tuples).next_multiple_of(LOG_UNIT);
     let len = len.min(record.len());
     let crc = crc(len).to_le_bytes();
     record[..4].copy_from_slice(&crc);
@@ -128,7 +152,7 @@ proptest! {
             (
                 prop_oneof![Just(0_u64), 0..800_u64, any::<u64>()],
                 prop_oneof![0..600_u32, any::<u32>()],
-                0..3_u32,
+                0..5_u32,
                 prop::collection::vec(any::<u8>(), 0..500),
                 any::<u64>(),
             ),
@@ -157,7 +181,7 @@ proptest! {
                 lba: U64::new(*lba),
                 count: U32::new(*count),
                 flags: U32::new(*flags),
-                reserved: [0; 8],
+                durable: U64::new(0),
             };
             let record = [header.as_bytes(), payload].concat();
             forge(&mut device, &geometry, half, place, &record);
@@ -165,7 +189,10 @@ proptest! {
         let superblock = Volume::peek(&mut device).unwrap();
         let judge = Judge::new(superblock.protection(), geometry.sector());
         let pages = device.pages_in_use();
-        recover(&mut device, &geometry, &judge, epoch(7), false).unwrap();
+        let mut progress = |_, _| {};
+        Recovery::new(&mut device, &geometry, &judge, false, &mut progress)
+            .and_then(|mut recovery| recovery.settle(epoch(7), None))
+            .unwrap();
         // Everything is zeros and was never written, and no other tuple fits.
         prop_assert_eq!(device.pages_in_use(), pages);
     }

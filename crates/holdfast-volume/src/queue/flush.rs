@@ -1,13 +1,15 @@
-//! Flushing: all changed tuples, the counters if they have news, and the device's own cache.
+//! Flushing: all changed tuples, unless they are durable in the log; the counters, if they have news;
+//! and the device's own cache.
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Op};
 
 use super::Queue;
 use super::job::{Part, Step, Token};
 use crate::cache::Cache;
+use crate::flush::Aim;
 use crate::format::SUPERBLOCK_LEN;
 use crate::geometry::TUPLE_BLOCK;
-use crate::log::Log;
+use crate::log::{Log, Position};
 
 /// How far the leader of a flush is.
 #[derive(Debug, Default)]
@@ -20,8 +22,11 @@ pub(super) struct Lead {
     passed_all: bool,
     /// The first error.
     failed: Option<Error>,
-    /// What there will be room for in the tuple log when all tuples are written.
+    /// What there will be room for in the tuple log when all tuples are written, and durable if the
+    /// log is.
     makes_room: Option<u64>,
+    /// What of the log will be known to be durable then.
+    durable: Option<Position>,
 }
 
 /// The most tuple blocks that one flush writes at a time, which leaves scratch buffers to others.
@@ -36,18 +41,25 @@ impl<D: BlockDevice> Queue<D> {
             return self.end(key, Ok(()));
         }
         self.jobs[key].step = Step::Follow;
-        if self.volume.flush.join(&self.waiter(key), true) {
+        // What is durable in the log need not be stored elsewhere for a crash.
+        let store = !self.volume.log_is_durable();
+        if self.volume.flush.join(&self.waiter(key), Aim { store, durable: true }) {
             self.begin_lead(key);
         }
     }
 
     pub(super) fn begin_lead(&mut self, key: usize) {
-        if self.volume.flush_failed() && self.volume.flush.is_durable() {
+        let aim = self.volume.flush.aim();
+        if self.volume.flush_failed() && aim.durable {
             // It failed after this one was asked for.
             return self.finish_lead(key, Err(Error::FlushFailed));
         }
-        let makes_room = self.volume.log.as_ref().and_then(Log::begin_flush);
-        self.jobs[key].step = Step::Lead(Lead { makes_room, ..Lead::default() });
+        let makes_room = self.volume.log.as_ref().filter(|_| aim.store).and_then(Log::begin_flush);
+        let passed_all = !aim.store;
+        self.jobs[key].step = Step::Lead(Lead { makes_room, passed_all, ..Lead::default() });
+        if passed_all {
+            return self.tuples_flushed(key);
+        }
         self.proceed(key);
     }
 
@@ -115,17 +127,13 @@ impl<D: BlockDevice> Queue<D> {
         let Step::Lead(Lead { failed, makes_room, .. }) = self.jobs[key].step else {
             unreachable!("only a leader flushes");
         };
-        if let Some(log) = &self.volume.log {
-            match (failed, makes_room) {
-                (Some(error), _) => log.flush_failed(error),
-                (None, Some(round)) => log.flushed(round),
-                (None, None) => {}
-            }
-        }
         if let Some(error) = failed {
             return self.finish_lead(key, Err(error));
         }
-        if !self.volume.flush.is_durable() {
+        if !self.volume.log_is_durable() {
+            self.give_room(makes_room);
+        }
+        if !self.volume.flush.aim().durable {
             return self.finish_lead(key, Ok(()));
         }
         let scratch = self.volume.has_news().then(|| self.scratch.take(SUPERBLOCK_LEN)).flatten();
@@ -149,7 +157,17 @@ impl<D: BlockDevice> Queue<D> {
         }
     }
 
+    /// Says that what was in a half of the log is stored elsewhere.
+    fn give_room(&self, round: Option<u64>) {
+        if let (Some(log), Some(round)) = (&self.volume.log, round) {
+            log.flushed(round);
+        }
+    }
+
     fn flush_device(&mut self, key: usize) {
+        if let (Some(log), Step::Lead(lead)) = (&self.volume.log, &mut self.jobs[key].step) {
+            lead.durable = log.is_written().then(|| log.durable_after_flush());
+        }
         let token = Token { part: Part::FlushDevice, job: key, way: None };
         self.send_bio(Bio::flush().with_user(token.encode()));
     }
@@ -167,10 +185,22 @@ impl<D: BlockDevice> Queue<D> {
             Ok(_) if self.volume.flush_failed() => Err(Error::FlushFailed),
             result => result.map(drop),
         };
+        if result.is_ok() && self.volume.log_is_durable() {
+            let Step::Lead(Lead { makes_room, durable, .. }) = self.jobs[key].step else {
+                unreachable!("only a leader flushes");
+            };
+            if let (Some(log), Some(position)) = (&self.volume.log, durable) {
+                log.set_durable(position);
+            }
+            self.give_room(makes_room);
+        }
         self.finish_lead(key, result);
     }
 
     fn finish_lead(&mut self, key: usize, result: Result<(), Error>) {
+        if let (Err(error), Some(log)) = (result, &self.volume.log) {
+            log.flush_failed(error);
+        }
         self.volume.flush.finish(result);
         self.finish_flushed(key, result);
     }

@@ -72,6 +72,8 @@ pub(super) enum Step {
     Edge(Edge),
     /// Say in the log what its tuples will be.
     Log,
+    /// Wait until that is durable.
+    Commit,
     /// Move its data.
     Data,
     /// Wait for the device.
@@ -224,6 +226,7 @@ pub(super) enum Part {
     WriteBack,
     Edge,
     Reserve,
+    Log,
     Data,
     Mend,
     Zero,
@@ -233,11 +236,12 @@ pub(super) enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Fill,
         Self::WriteBack,
         Self::Edge,
         Self::Reserve,
+        Self::Log,
         Self::Data,
         Self::Mend,
         Self::Zero,

@@ -22,6 +22,7 @@ use holdfast_units::{BlockSize, to_u64, to_usize};
 use slab::Slab;
 
 use self::job::{Job, Part, Place, Step, Token};
+use self::log::Records;
 use crate::cache::Pinned;
 use crate::claims::Mode;
 use crate::geometry::TUPLE_BLOCK;
@@ -47,8 +48,7 @@ pub struct Queue<D: BlockDevice> {
     ended: Vec<Ended>,
     /// Room for guards of memory that has none.
     guards: Vec<u64>,
-    /// Room for a record of the tuple log.
-    record: Vec<u8>,
+    records: Records,
 }
 
 impl<D: BlockDevice + fmt::Debug> fmt::Debug for Queue<D> {
@@ -102,7 +102,7 @@ impl<D: BlockDevice> Queue<D> {
             below: Vec::new(),
             ended: Vec::new(),
             guards: Vec::new(),
-            record: Vec::new(),
+            records: Records::new(volume.log.as_ref())?,
         })
     }
 
@@ -185,6 +185,10 @@ impl<D: BlockDevice> Queue<D> {
                 Step::Claim => self.claim(key),
                 Step::Act => self.act(key),
                 Step::Log => self.log(key),
+                Step::Commit => {
+                    self.commit();
+                    false
+                }
                 Step::Data => {
                     self.send_data(key);
                     false
@@ -374,6 +378,7 @@ impl<D: BlockDevice> Queue<D> {
             Part::WriteBack => self.written_back(token, ended),
             Part::Edge => self.edge_read(key, ended),
             Part::Reserve => self.reserved(key, ended.result),
+            Part::Log => self.records_written(ended),
             Part::Data => self.data_moved(key, ended),
             Part::Mend => self.mended(key, ended),
             Part::Zero => self.zeroed(key, ended),
@@ -488,7 +493,7 @@ impl<D: BlockDevice> Queue<D> {
 
     /// Gives up what the job holds, and ends it or makes it durable first.
     fn finish(&mut self, key: usize, result: Result<(), Error>) {
-        self.release_record(key);
+        self.release_record(key, result.is_err());
         let job = &mut self.jobs[key];
         match std::mem::replace(&mut job.place, Place::Nowhere) {
             Place::Claimed(way, mode) => self.volume.cache.release(way, job.sectors, mode),

@@ -12,7 +12,9 @@ use holdfast_iov::{Memory, Pool};
 use holdfast_ring::{Ring, SharedRing};
 use holdfast_sim::{Faults, FaultyDevice, Random};
 use holdfast_units::{BlockSize, to_u64, to_usize};
-use holdfast_volume::{Client, CreateOptions, OpenOptions, Queue, Scrub, ScrubReport, Volume};
+use holdfast_volume::{
+    Client, CreateOptions, Durability, OpenOptions, Queue, Scrub, ScrubReport, Volume,
+};
 
 /// A queue over a device that makes mistakes.
 pub(crate) type FaultyQueue = Queue<FaultyDevice<MemoryDevice>>;
@@ -49,15 +51,26 @@ impl Disk {
         capacity: u64,
         cache_bytes: usize,
     ) -> Self {
-        let options = options(guard, sector, capacity);
+        let open = OpenOptions { cache_bytes, ..OpenOptions::default() };
+        Self::with(&options(guard, sector, capacity), &open)
+    }
+
+    /// Creates a volume that stores its tuples with each flush, and opens it.
+    pub(crate) fn without_log(guard: GuardKind, sector: BlockSize, capacity: u64) -> Self {
+        let open = OpenOptions { durability: Durability::None, ..OpenOptions::default() };
+        Self::with(&options(guard, sector, capacity), &open)
+    }
+
+    fn with(options: &CreateOptions, open: &OpenOptions) -> Self {
         let mut device = MemoryDevice::new(options.geometry().unwrap().device_len());
-        Volume::create(&mut device, &options).unwrap();
-        Self::open(device, cache_bytes)
+        Volume::create(&mut device, options).unwrap();
+        let volume = Volume::open(&mut device, open).unwrap();
+        Self { device, volume, pool: Pool::new(64 << 20).unwrap() }
     }
 
     /// Opens the volume on `device`.
     pub(crate) fn open(mut device: MemoryDevice, cache_bytes: usize) -> Self {
-        let options = OpenOptions { cache_bytes, read_only: false };
+        let options = OpenOptions { cache_bytes, ..OpenOptions::default() };
         let volume = Volume::open(&mut device, &options).unwrap();
         Self { device, volume, pool: Pool::new(64 << 20).unwrap() }
     }

@@ -59,7 +59,7 @@ impl Log {
 
     fn reserve(&self, waiter: &Waiter, event: &Notify) -> Position {
         loop {
-            if let Some(position) = self.halves.reserve(1) {
+            if let Some(position) = self.halves.reserve(1, 1) {
                 return position;
             }
             match self.halves.wait(waiter) {
