@@ -14,6 +14,7 @@ mod flush;
 pub mod format;
 mod geometry;
 mod inbox;
+mod intents;
 mod judge;
 mod log;
 mod queue;

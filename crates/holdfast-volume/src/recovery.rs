@@ -17,6 +17,7 @@ use holdfast_units::{to_u64, to_usize};
 use crate::error::VolumeError;
 use crate::format::Durability;
 use crate::geometry::{Geometry, TUPLE_BLOCK};
+use crate::intents::Regions;
 use crate::judge::Judge;
 use crate::log::{self, LOG_UNIT, Record};
 use crate::raw::{device_error, sync_device, transfer};
@@ -216,6 +217,17 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
             }
         }
         changes
+    }
+
+    /// Returns the ranges of the disk, in bytes, that the write-intent log calls dirty.
+    pub(crate) fn dirty_ranges(&mut self) -> Result<Vec<Range<u64>>, VolumeError> {
+        let regions = Regions::new(self.geometry, self.device.limits().granularity);
+        let (len, buffer) = (regions.stored_len(), self.buffer(regions.stored_len()));
+        match transfer(self.device, Op::Read, regions.offset(), buffer, len) {
+            Ok(buffer) => Ok(regions.dirty(&buffer.as_slice()[..len])),
+            // Then nobody knows.
+            Err(_) => Ok(vec![Range { start: 0, end: self.geometry.capacity() }]),
+        }
     }
 
     /// Takes the data between two offsets of the disk as they are, where they match no tuple. Both

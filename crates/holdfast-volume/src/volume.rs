@@ -20,6 +20,7 @@ use crate::format::{
     Durability, ErrorCounts, FormatError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, Superblock, features,
 };
 use crate::geometry::{Geometry, TUPLE_BLOCK};
+use crate::intents::{Intents, Regions};
 use crate::judge::Judge;
 use crate::log::Log;
 use crate::raw::{self, device_error, sync_device};
@@ -104,6 +105,8 @@ pub struct Volume {
     /// Where tuples are before their data. `None` when nothing is written, or when less than full
     /// durability is asked for and below is no storage that can be mapped.
     pub(crate) log: Option<Log>,
+    /// Which regions are being written, for durability by bitmap.
+    pub(crate) intents: Option<Intents>,
     pub(crate) cache: Cache,
     pub(crate) flush: FlushGate,
     superblock: Mutex<Superblock>,
@@ -210,7 +213,11 @@ impl Volume {
         }
         let judge = Judge::new(superblock.protection(), sector);
         let recovered = recover(device, &superblock, &judge, options, progress)?;
-        let log = if read_only { None } else { begin_log(device, &geometry, options)? };
+        let (mut log, mut intents) = (None, None);
+        if !read_only {
+            log = begin_log(device, &geometry, options)?;
+            intents = begin_intents(device, &geometry, options)?;
+        }
         if read_only {
             warn_of_corrupt(corrupt.as_ref());
         } else {
@@ -230,7 +237,7 @@ impl Volume {
         }
         let Recovered { report, tuples: settled, adopted } = recovered;
         let volume = Self::assemble(superblock, options, judge);
-        Ok(Arc::new(Self { recovery: report, settled, adopted, log, ..volume }))
+        Ok(Arc::new(Self { recovery: report, settled, adopted, log, intents, ..volume }))
     }
 
     fn assemble(superblock: Superblock, options: &OpenOptions, judge: Judge) -> Self {
@@ -250,6 +257,7 @@ impl Volume {
             settled: BTreeMap::new(),
             adopted: Vec::new(),
             log: None,
+            intents: None,
             cache: Cache::new(options.cache_bytes, sectors, tuple_words),
             flush: FlushGate::default(),
             superblock: Mutex::new(superblock),
@@ -522,10 +530,14 @@ fn recover<D: BlockDevice>(
     match log_epoch {
         Some(epoch) if outlived => recovery.settle(epoch, durability)?,
         _ if matches!(durability, None | Some(Durability::Full)) => {}
-        _ if read_only => adopted.push(0..geometry.capacity()),
         _ => {
-            let whole = 0..geometry.capacity();
-            recovery.adopt(std::slice::from_ref(&whole))?;
+            adopted = match durability {
+                Some(Durability::Bitmap) => recovery.dirty_ranges()?,
+                _ => vec![Range { start: 0, end: geometry.capacity() }],
+            };
+            if !read_only {
+                recovery.adopt(&std::mem::take(&mut adopted))?;
+            }
         }
     }
     let Recovery { report, tuples, .. } = recovery;
@@ -551,6 +563,27 @@ fn begin_log<D: BlockDevice>(
     }
     let region = device.map(offset, to_usize(len)).map_err(no_room)?;
     Ok(region.map(|region| Log::mapped(region, new_epoch(), geometry)))
+}
+
+/// Says that no region is being written, for durability by bitmap.
+fn begin_intents<D: BlockDevice>(
+    device: &mut D,
+    geometry: &Geometry,
+    options: &OpenOptions,
+) -> Result<Option<Intents>, VolumeError> {
+    if options.durability != Durability::Bitmap {
+        return Ok(None);
+    }
+    let regions = Regions::new(geometry, device.limits().granularity);
+    let len = regions.stored_len();
+    let pool = Pool::new(len).map_err(|error| device_error("get memory")(Error::from(&error)))?;
+    let mut buffer = pool.take_whole(len).expect("nothing is in use");
+    regions.encode_clean(&mut buffer.as_mut_slice()[..len]);
+    raw::transfer(device, Op::Write, regions.offset(), buffer, len)
+        .map_err(device_error("write the write-intent log"))?;
+    // What says that it counts is written after it.
+    sync_device(device)?;
+    Ok(Some(Intents::new(regions)))
 }
 
 /// Writes zeros to where the log is a hole, so that a write to it changes nothing of the file but

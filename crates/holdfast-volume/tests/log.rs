@@ -188,6 +188,57 @@ fn a_sector_that_was_torn_is_no_corruption_and_is_read_again_after_a_write_or_wh
     }
 }
 
+/// Opens a volume after the machine went down.
+fn open_elsewhere(medium: &FileMedium, read_only: bool) -> Arc<Volume> {
+    let options = OpenOptions { read_only, boot: [2; 16], ..open_options(Durability::Bitmap) };
+    Volume::open(&mut medium.device(), &options).unwrap()
+}
+
+#[test]
+fn without_a_durable_log_sectors_are_taken_as_they_are_where_they_may_have_been_written() {
+    for durability in [Durability::Bitmap, Durability::None] {
+        let (guard, sector) = (GuardKind::Crc64, BlockSize::PAGE);
+        let medium = medium(guard, sector);
+        let mut expected = go_down(&medium, sector, durability);
+        let geometry = options(guard, sector, CAPACITY).geometry().unwrap();
+        // One that was written and flushed, and one in a region that was never written to.
+        let far = (2 << 20) / sector.bytes();
+        for lba in [35, far] {
+            common::flip(&mut medium.device(), geometry.data_at(lba * sector.bytes()), 100);
+        }
+        expected[35 * sector.len() + 12] ^= 1 << 4;
+        let found: &[u64] = if durability == Durability::Bitmap { &[far] } else { &[] };
+        for read_only in [true, false] {
+            let volume = open_elsewhere(&medium, read_only);
+            assert_eq!(corrupt_sectors(&medium, &volume), found, "{durability} {read_only}");
+            assert!(read(&medium, &volume, sector).unwrap() == expected);
+            let adopted = volume.recovery().unwrap().adopted;
+            assert_eq!(adopted > 0, !read_only, "{adopted}");
+        }
+        // The next crash finds nothing that was written.
+        let volume = open_elsewhere(&medium, false);
+        assert_eq!(volume.recovery().unwrap().adopted, 0);
+    }
+}
+
+#[test]
+fn a_process_that_is_killed_costs_nothing_with_a_bitmap() {
+    for (guard, sector) in formats() {
+        let medium = medium(guard, sector);
+        let expected = go_down(&medium, sector, Durability::Bitmap);
+        let geometry = options(guard, sector, CAPACITY).geometry().unwrap();
+        common::flip(&mut medium.device(), geometry.data_at(35 * sector.bytes()), 100);
+        let volume = open_with(&medium, false);
+        assert_eq!(corrupt_sectors(&medium, &volume), [35]);
+        let mut client = client(&medium, &volume);
+        client
+            .write_at(35 * sector.bytes(), &expected[35 * sector.len()..][..sector.len()])
+            .unwrap();
+        drop(client);
+        assert!(read(&medium, &volume, sector).unwrap() == expected);
+    }
+}
+
 /// Changes both superblocks.
 fn change_superblocks(device: &mut FileDevice, change: impl Fn(&mut RawSuperblock)) {
     for offset in SUPERBLOCK_OFFSETS {

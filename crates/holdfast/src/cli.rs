@@ -118,11 +118,12 @@ pub(crate) struct Serve {
     /// I/O then stores bad guards and gets false errors. NBD clients share no memory.
     #[arg(long, value_name = "always|lazy|never", default_value = "lazy")]
     pub(crate) read_policy: ReadPolicy,
-    /// What a crash of the machine may cost. full: after it each sector has its old or its new data, or
-    /// is known to be torn; each write waits for a log. none: for scratch disks; a flush is kept, but
-    /// all that was written since can be torn or mixed, and after a crash the whole volume is read, and
-    /// what is torn or rotten is taken for good. A crash of this program alone costs nothing.
-    #[arg(long, value_name = "full|none", default_value = "full")]
+    /// What a crash of the machine may cost; one of this program alone costs nothing. full: each
+    /// sector has its old or its new data afterwards, or is known to be torn; a write waits until its
+    /// tuples are durable in a log. bitmap: only which regions are being written is durable, which is
+    /// cheaper; in those a sector torn by the crash can not be told from a rotten one, and both are
+    /// taken for good. none, for scratch disks: the same for the whole volume, which is read afterwards.
+    #[arg(long, value_name = "full|bitmap|none", default_value = "full")]
     pub(crate) durability: Durability,
     /// The most memory for tuples. 64M cover 28 GiB of disk with 8-byte tuples and 4096-byte
     /// sectors; a larger working set costs a read of 4 KiB for each group that is not there.

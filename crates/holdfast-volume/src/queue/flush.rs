@@ -194,6 +194,9 @@ impl<D: BlockDevice> Queue<D> {
             }
             self.give_room(makes_room);
         }
+        if let (Ok(()), Some(intents)) = (result, &self.volume.intents) {
+            intents.flushed();
+        }
         self.finish_lead(key, result);
     }
 

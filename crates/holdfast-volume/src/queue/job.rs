@@ -29,6 +29,8 @@ pub(super) struct Job {
     pub(super) narrow: Option<Narrow>,
     /// Why the range could not be made zeros, while it is discarded instead.
     pub(super) zero_error: Option<Error>,
+    /// The region that it has entered.
+    pub(super) region: Option<usize>,
     /// Its record in the tuple log.
     pub(super) record: Option<Position>,
     /// How often tuples could not be stored to make room, in the cache or in the log.
@@ -110,6 +112,7 @@ impl Job {
             guards: Vec::new(),
             narrow: None,
             zero_error: None,
+            region: None,
             record: None,
             room_failures: 0,
             is_internal: false,
@@ -226,6 +229,7 @@ pub(super) enum Part {
     WriteBack,
     Edge,
     Reserve,
+    Intents,
     Log,
     Data,
     Mend,
@@ -236,11 +240,12 @@ pub(super) enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Fill,
         Self::WriteBack,
         Self::Edge,
         Self::Reserve,
+        Self::Intents,
         Self::Log,
         Self::Data,
         Self::Mend,

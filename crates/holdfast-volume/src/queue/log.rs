@@ -45,12 +45,20 @@ impl Records {
             spare: Vec::new(),
         })
     }
+
+    /// Takes memory for a block of the write-intent log, while no records are written.
+    pub(super) fn take_block(&self) -> Option<Buffer> {
+        self.written.take_whole(TUPLE_BLOCK)
+    }
 }
 
 impl<D: BlockDevice> Queue<D> {
     /// Says in the log what a job is about to do, and goes on with its data, or lets it wait.
     /// Returns whether to proceed.
     pub(super) fn log(&mut self, key: usize) -> bool {
+        if !self.enter_region(key) {
+            return false;
+        }
         let Some(log) = &self.volume.log else { return self.go_on(key) };
         if log.is_written() {
             self.jobs[key].step = Step::Commit;

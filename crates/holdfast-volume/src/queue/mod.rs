@@ -7,6 +7,7 @@
 //! The transfers below may be short and may end in any order.
 
 mod flush;
+mod intents;
 mod job;
 mod log;
 mod read;
@@ -378,6 +379,7 @@ impl<D: BlockDevice> Queue<D> {
             Part::WriteBack => self.written_back(token, ended),
             Part::Edge => self.edge_read(key, ended),
             Part::Reserve => self.reserved(key, ended.result),
+            Part::Intents => self.intents_stored(key, ended),
             Part::Log => self.records_written(ended),
             Part::Data => self.data_moved(key, ended),
             Part::Mend => self.mended(key, ended),
@@ -494,6 +496,7 @@ impl<D: BlockDevice> Queue<D> {
     /// Gives up what the job holds, and ends it or makes it durable first.
     fn finish(&mut self, key: usize, result: Result<(), Error>) {
         self.release_record(key, result.is_err());
+        self.leave_region(key);
         let job = &mut self.jobs[key];
         match std::mem::replace(&mut job.place, Place::Nowhere) {
             Place::Claimed(way, mode) => self.volume.cache.release(way, job.sectors, mode),
