@@ -7,6 +7,7 @@ mod bytes;
 mod fio;
 mod full_disk;
 mod import_export;
+mod kill;
 mod locked;
 mod nbdinfo;
 mod qemu_img;
@@ -27,7 +28,7 @@ use crate::run::{command, show};
 use crate::workspace::Workspace;
 
 /// Which scenarios, and of which program.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     /// The scenarios to run; all of them when none is named
     #[arg(value_name = "NAME")]
@@ -38,11 +39,23 @@ pub(crate) struct Options {
     /// Run this program instead of building one from this workspace
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
+    /// How often the scenario kill kills the server
+    #[arg(long, value_name = "N", default_value_t = kill::KILLS)]
+    kills: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { names: Vec::new(), list: false, program: None, kills: kill::KILLS }
+    }
 }
 
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("e2e")?;
+        if self.kills != kill::KILLS {
+            write!(f, " --kills {}", self.kills)?;
+        }
         self.program.iter().try_for_each(|path| write!(f, " --program {}", path.display()))?;
         self.names.iter().try_for_each(|name| write!(f, " {name}"))
     }
@@ -92,6 +105,12 @@ const SCENARIOS: &[Scenario] = &[
         fio::sigterm,
     ),
     scenario(
+        "kill",
+        "SIGKILL under load, again and again, loses nothing that was acknowledged",
+        60,
+        kill::run,
+    ),
+    scenario(
         "full-disk",
         "no space below is an error of that write, and nothing else",
         60,
@@ -129,7 +148,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let mut failed = Vec::new();
     println!();
     for scenario in scenarios {
-        if !play(scenario, &root.join(scenario.name), &program)? {
+        if !play(scenario, &root.join(scenario.name), &program, options.kills)? {
             failed.push(scenario.name);
         }
     }
@@ -158,11 +177,12 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 /// Runs one scenario, says how it ended, and returns whether that is fine.
-fn play(scenario: &Scenario, directory: &Path, program: &Path) -> Result<bool> {
+fn play(scenario: &Scenario, directory: &Path, program: &Path, kills: u32) -> Result<bool> {
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let started = Instant::now();
-    let scene = Scene::new(directory, program, started + scenario.limit)?;
+    let limit = scenario.limit + kill::LIMIT * kills;
+    let scene = Scene::new(directory, program, started + limit, kills)?;
     let result = (scenario.run)(&scene);
     let name = scenario.name;
     let seconds = started.elapsed().as_secs_f64();

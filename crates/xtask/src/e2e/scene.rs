@@ -21,6 +21,8 @@ pub(super) struct Scene {
     directory: String,
     program: String,
     deadline: Instant,
+    /// How often a server is to be killed.
+    pub(super) kills: u32,
     /// How many programs were started, to name the files of what they print.
     started: Cell<u32>,
 }
@@ -39,12 +41,18 @@ pub(super) struct Background {
 }
 
 impl Scene {
-    pub(super) fn new(directory: &Path, program: &Path, deadline: Instant) -> Result<Self> {
+    pub(super) fn new(
+        directory: &Path,
+        program: &Path,
+        deadline: Instant,
+        kills: u32,
+    ) -> Result<Self> {
         let text = |path: &Path| path.to_str().map(str::to_owned).context("a path is not UTF-8");
         Ok(Self {
             directory: text(directory)?,
             program: text(program)?,
             deadline,
+            kills,
             started: Cell::new(0),
         })
     }

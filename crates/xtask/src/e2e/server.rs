@@ -52,6 +52,11 @@ impl<'a> Server<'a> {
         self.program.pid()
     }
 
+    /// Waits until the server has died that somebody has killed.
+    pub(super) fn wait_for_death(mut self) -> Result<()> {
+        self.scene.wait(&mut self.program, Instant::now() + STOP).map(drop)
+    }
+
     /// Asks the server to end, and checks that it does so in time and in peace.
     pub(super) fn stop(mut self) -> Result<()> {
         ensure!(self.program.is_running()?, "the server ended before it was asked to");
