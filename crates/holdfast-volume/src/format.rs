@@ -2,10 +2,11 @@
 //!
 //! Nothing here does I/O.
 
-use core::fmt;
+mod durability;
+mod scrub;
+
 use core::mem::offset_of;
 use core::num::NonZeroU64;
-use core::str::FromStr;
 
 use holdfast_checksum::{GuardKind, checksum};
 use holdfast_integrity::{Protection, ProtectionType};
@@ -15,6 +16,9 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::geometry::Geometry;
+
+pub use self::durability::{Durability, UnknownDurability};
+pub use self::scrub::{RawScrub, ScrubRecord};
 
 /// What a superblock begins with.
 pub const MAGIC: [u8; 8] = *b"HOLDFAST";
@@ -32,11 +36,13 @@ const SEQUENCE_MAX: u64 = u64::MAX / 2;
 /// The features that this code knows; a volume with an unknown one is refused as its kind says.
 pub mod features {
     /// Unknown ones may be ignored.
-    pub const COMPATIBLE: u64 = 0;
+    pub const COMPATIBLE: u64 = SCRUB;
     /// Unknown ones forbid writing.
     pub const READ_ONLY_COMPATIBLE: u64 = 0;
     /// Unknown ones forbid opening.
     pub const INCOMPATIBLE: u64 = TUPLE_LOG | DURABILITY;
+    /// Compatible: the superblock remembers scrubs.
+    pub const SCRUB: u64 = 1;
     /// Tuples may be in the tuple log only, until the volume is closed.
     pub const TUPLE_LOG: u64 = 1;
     /// The fields `durability` and `boot` say what to do after a crash, and records of the log have
@@ -111,8 +117,10 @@ pub struct RawSuperblock {
     pub padding: U32,
     /// The running kernel of the machine that has the volume open, or 0.
     pub boot: [u8; 16],
+    /// What is remembered of scrubs, if the volume has the feature.
+    pub scrub: RawScrub,
     /// 0.
-    pub reserved: [u8; 3888],
+    pub reserved: [u8; 3824],
 }
 
 const _: () = {
@@ -127,7 +135,8 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, log_epoch) == 176);
     assert!(offset_of!(RawSuperblock, durability) == 184);
     assert!(offset_of!(RawSuperblock, boot) == 192);
-    assert!(offset_of!(RawSuperblock, reserved) == 208);
+    assert!(offset_of!(RawSuperblock, scrub) == 208);
+    assert!(offset_of!(RawSuperblock, reserved) == 272);
 };
 
 /// Why bytes are no volume, or none that can be opened.
@@ -222,7 +231,7 @@ pub struct Superblock {
     pub clean: bool,
     /// There are unknown features that forbid writing.
     pub read_only: bool,
-    /// The unknown bits that may be ignored, which are kept.
+    /// The bits that may be ignored when unknown, which are kept.
     pub compatible: u64,
     /// The bits that forbid writing when unknown, which are kept.
     pub read_only_compatible: u64,
@@ -243,68 +252,8 @@ pub struct Superblock {
     pub durability: Option<Durability>,
     /// The running kernel of the machine that has the volume open, or zeros.
     pub boot: [u8; 16],
-}
-
-/// What survives a crash of the machine, and what it costs. `docs/durability.md` tells them apart.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Durability {
-    /// Tuples are durable before their data are: after a crash each sector is known to be what it
-    /// was or what was being written, or else is torn or corrupt.
-    #[default]
-    Full,
-    /// It is durable which regions are being written: after a crash sectors of those regions are
-    /// taken as they are, so that one that is torn or corrupt is not found there.
-    Bitmap,
-    /// Nothing is done for a crash of the machine: after one every sector is taken as it is.
-    None,
-}
-
-impl Durability {
-    /// Returns the name that options and reports use.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Bitmap => "bitmap",
-            Self::None => "none",
-        }
-    }
-
-    const fn code(self) -> u32 {
-        match self {
-            Self::Full => 1,
-            Self::Bitmap => 2,
-            Self::None => 3,
-        }
-    }
-
-    const fn from_code(code: u32) -> Option<Self> {
-        match code {
-            1 => Some(Self::Full),
-            2 => Some(Self::Bitmap),
-            3 => Some(Self::None),
-            _ => None,
-        }
-    }
-}
-
-impl FromStr for Durability {
-    type Err = UnknownDurability;
-
-    fn from_str(text: &str) -> Result<Self, UnknownDurability> {
-        let known = [Self::Full, Self::Bitmap, Self::None];
-        known.into_iter().find(|durability| durability.name() == text).ok_or(UnknownDurability)
-    }
-}
-
-/// A name that no [`Durability`] has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("a durability is full, bitmap or none")]
-pub struct UnknownDurability;
-
-impl fmt::Display for Durability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
+    /// What is remembered of scrubs.
+    pub scrub: ScrubRecord,
 }
 
 impl Superblock {
@@ -365,6 +314,10 @@ impl Superblock {
             raw.incompatible = U64::new(raw.incompatible.get() | features::DURABILITY);
             raw.durability = U32::new(durability.code());
             raw.boot = self.boot;
+        }
+        if self.scrub != ScrubRecord::default() {
+            raw.compatible |= U64::new(features::SCRUB);
+            raw.scrub = self.scrub.to_raw();
         }
         raw.checksum = U32::new(raw.compute_checksum());
         raw
@@ -439,6 +392,8 @@ impl RawSuperblock {
                 Some(Durability::from_code(code).ok_or_else(|| wrong("durability", code.into()))?)
             }
         };
+        let has_scrub = self.compatible.get() & features::SCRUB != 0;
+        let scrub = has_scrub.then(|| self.scrub.parse(geometry.capacity(), sector));
         Ok(Superblock {
             uuid: self.uuid,
             sequence,
@@ -459,6 +414,7 @@ impl RawSuperblock {
             log_epoch: NonZeroU64::new(self.log_epoch.get()).filter(|_| has(features::TUPLE_LOG)),
             durability,
             boot: if durability.is_some() { self.boot } else { [0; 16] },
+            scrub: scrub.unwrap_or_default(),
         })
     }
 }
@@ -495,7 +451,7 @@ mod tests {
             sequence: 3,
             clean: true,
             read_only: false,
-            compatible: 0,
+            compatible: features::SCRUB,
             read_only_compatible: 0,
             guard: GuardKind::Crc64,
             application_tag: 0x4846,
@@ -505,6 +461,7 @@ mod tests {
             log_epoch: NonZeroU64::new(5),
             durability: Some(Durability::Bitmap),
             boot: [9; 16],
+            scrub: ScrubRecord { position: 8192, corrupt: 6, ..ScrubRecord::default() },
         }
     }
 
@@ -534,6 +491,18 @@ mod tests {
     fn an_unknown_read_only_compatible_feature_forbids_writing() {
         let found = parse_changed(|raw| raw.read_only_compatible = U64::new(2)).unwrap();
         assert!(found.read_only);
+    }
+
+    #[test]
+    fn what_is_said_of_scrubs_counts_with_its_feature_only() {
+        let found = parse_changed(|raw| raw.compatible = U64::new(1 << 9)).unwrap();
+        assert_eq!((found.scrub, found.compatible), (ScrubRecord::default(), 1 << 9));
+    }
+
+    #[test]
+    fn a_feature_whose_fields_a_program_did_not_keep_says_that_there_was_no_scrub() {
+        let found = parse_changed(|raw| raw.scrub = RawScrub::new_zeroed()).unwrap();
+        assert_eq!((found.scrub, found.compatible), (ScrubRecord::default(), features::SCRUB));
     }
 
     #[test]

@@ -30,5 +30,5 @@ pub use format::Durability;
 pub use geometry::{Geometry, TUPLE_BLOCK};
 pub use queue::Queue;
 pub use recovery::RecoveryReport;
-pub use scrub::{Scrub, ScrubReport};
+pub use scrub::{Scrub, ScrubBatch, ScrubReport};
 pub use volume::{CreateOptions, OpenOptions, Volume};

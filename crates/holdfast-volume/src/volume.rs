@@ -17,7 +17,8 @@ use crate::cache::Cache;
 use crate::error::VolumeError;
 use crate::flush::FlushGate;
 use crate::format::{
-    Durability, ErrorCounts, FormatError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, Superblock, features,
+    Durability, ErrorCounts, FormatError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, ScrubRecord,
+    Superblock, features,
 };
 use crate::geometry::{Geometry, TUPLE_BLOCK};
 use crate::intents::{Intents, Regions};
@@ -25,6 +26,7 @@ use crate::judge::Judge;
 use crate::log::Log;
 use crate::raw::{self, device_error, sync_device};
 use crate::recovery::{Recovery, RecoveryReport};
+use crate::scrub::SharedRecord;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
 /// What a new volume is to be.
@@ -111,6 +113,7 @@ pub struct Volume {
     pub(crate) flush: FlushGate,
     superblock: Mutex<Superblock>,
     counters: Counters,
+    pub(crate) scrub: SharedRecord,
     /// The sectors that were reported, so that one that is read again and again fills no log.
     reported: Mutex<BTreeSet<u64>>,
     /// A flush of the device has failed.
@@ -156,7 +159,7 @@ impl Volume {
             sequence: 0,
             clean: true,
             read_only: false,
-            compatible: features::COMPATIBLE,
+            compatible: 0,
             read_only_compatible: features::READ_ONLY_COMPATIBLE,
             guard: options.guard,
             application_tag: options.application_tag,
@@ -166,6 +169,7 @@ impl Volume {
             log_epoch: None,
             durability: None,
             boot: [0; 16],
+            scrub: ScrubRecord::default(),
         };
         for copy in 0..SUPERBLOCK_OFFSETS.len() {
             superblock.sequence += 1;
@@ -260,6 +264,7 @@ impl Volume {
             intents: None,
             cache: Cache::new(options.cache_bytes, sectors, tuple_words),
             flush: FlushGate::default(),
+            scrub: SharedRecord::new(superblock.scrub),
             superblock: Mutex::new(superblock),
             counters,
             reported: Mutex::default(),
@@ -386,10 +391,11 @@ impl Volume {
         }
     }
 
-    /// Returns whether mismatches were met that the superblock does not count yet. The next flush
-    /// stores them.
+    /// Returns whether there is something that the superblock does not say yet: mismatches that were
+    /// met, or how far a scrub is. The next flush stores it.
     pub fn has_news(&self) -> bool {
-        self.counters.changed.load(Ordering::Relaxed) && !self.read_only
+        let has_met = self.counters.changed.load(Ordering::Relaxed);
+        (has_met || self.scrub.is_news()) && !self.read_only
     }
 
     /// Says that the counters were not stored after all.
@@ -479,6 +485,7 @@ impl Volume {
         let mut superblock = lock(&self.superblock);
         superblock.sequence += 1;
         superblock.errors = self.errors();
+        superblock.scrub = self.scrub.take_news();
         superblock.clone()
     }
 
