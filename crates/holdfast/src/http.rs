@@ -7,12 +7,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use httparse::{EMPTY_HEADER, Request};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{SendFlags, SocketFlags};
+use rustix::net::SocketFlags;
+
+use crate::limited::Limited;
 
 /// How many clients are answered at a time.
 const THREADS: usize = 4;
@@ -67,7 +68,7 @@ fn accept<F: Fn() -> String>(socket: &OwnedFd, page: &Page<F>) {
 
 /// Answers one request.
 fn serve<F: Fn() -> String>(socket: OwnedFd, page: &Page<F>, limit: Duration) -> io::Result<()> {
-    let mut client = Client { socket, until: Instant::now() + limit };
+    let mut client = Limited::new(socket, limit);
     let answer = read_request(&mut client, page.path)?;
     let text = match answer {
         Answer::Page => (page.text)(),
@@ -139,44 +140,10 @@ fn judge(head: &[u8], path: &str) -> Option<Answer> {
     })
 }
 
-/// A connection that is over at some moment.
-struct Client {
-    socket: OwnedFd,
-    until: Instant,
-}
-
-impl Client {
-    /// Lets the next system call wait for as long as is left.
-    fn hurry(&self, direction: Timeout) -> io::Result<()> {
-        let left = self.until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        Ok(set_socket_timeout(&self.socket, direction, Some(left))?)
-    }
-}
-
-impl Read for Client {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.hurry(Timeout::Recv)?;
-        Ok(rustix::io::read(&self.socket, bytes)?)
-    }
-}
-
-impl Write for Client {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hurry(Timeout::Send)?;
-        Ok(rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL)?)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
+    use std::time::Instant;
 
     use super::*;
 

@@ -9,6 +9,7 @@ mod copy;
 mod create;
 mod http;
 mod info;
+mod limited;
 mod live;
 mod metrics;
 mod progress;
