@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod announce;
 mod backing;
 mod cli;
 mod control;
