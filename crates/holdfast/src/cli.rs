@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Show what a volume is, also while it is served.
     Info(Info),
+    /// Have the server of a volume read everything and check everything in the background.
+    Scrub(Scrub),
     /// Copy a raw image or a block device into a volume, which is made if there is none.
     Import(Import),
     /// Copy the disk that a volume presents to a raw image or a block device.
@@ -129,6 +131,14 @@ pub(crate) struct Serve {
     /// sectors; a larger working set costs a read of 4 KiB for each group that is not there.
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
     pub(crate) cache_size: u64,
+    /// Read and check the whole volume in the background once in so many days, evenly, but at 1 MiB
+    /// per second or more. While clients are active it goes no faster than that, or reads for no
+    /// more than a twentieth of the time.
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) scrub: Option<u32>,
+    /// The most that a scrub may read per second.
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_rate)]
+    pub(crate) scrub_rate: u64,
     /// The number of threads. The default is one for each processor, at most 4.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) threads: Option<u16>,
@@ -155,6 +165,33 @@ pub(crate) struct Info {
     /// Ask its server what it has done so far, for each queue of each virtual machine.
     #[arg(long)]
     pub(crate) live: bool,
+    /// Print it as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Scrub {
+    #[command(subcommand)]
+    pub(crate) action: ScrubAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScrubAction {
+    /// Begin a scrub now, or go on with the one that was stopped, as fast as --scrub-rate of the
+    /// server allows.
+    Start(ScrubTarget),
+    /// Stop the scrub. Where it is and what it found is kept, also when the server ends.
+    Stop(ScrubTarget),
+    /// Show how far the scrub is and what it found, also without a server. Exits with 1 if there are
+    /// sectors that are corrupt or cannot be read.
+    Status(ScrubTarget),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ScrubTarget {
+    /// The volume.
+    pub(crate) path: PathBuf,
     /// Print it as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -239,6 +276,15 @@ fn parse_lbas(text: &str) -> Result<RangeInclusive<u64>, String> {
     if first <= last && last < u64::MAX { Ok(first..=last) } else { Err(wrong()) }
 }
 
+fn parse_rate(text: &str) -> Result<u64, String> {
+    const LEAST: u64 = 64 << 10;
+    let rate = parse_size(text)?;
+    if rate < LEAST {
+        return Err("give at least 64K per second".to_owned());
+    }
+    Ok(rate)
+}
+
 fn parse_sector(text: &str) -> Result<BlockSize, String> {
     text.parse()
         .ok()
@@ -272,6 +318,12 @@ mod tests {
         for text in ["", "-", "5-4", "0x10", "1-2-3", "18446744073709551615"] {
             parse_lbas(text).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_scrub_that_would_never_end_is_refused() {
+        assert_eq!(parse_rate("64K"), Ok(64 << 10));
+        parse_rate("0").unwrap_err();
     }
 
     #[test]

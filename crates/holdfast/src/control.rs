@@ -1,9 +1,11 @@
-//! The control socket, both ends of it: `holdfast info --live` connects, and the server says what it has
-//! done and closes. Nothing can be asked or changed.
+//! The control socket: a client sends one line of JSON, a [`Request`], and the server answers with
+//! JSON and closes. `holdfast info --live` and `holdfast scrub` are the clients.
 //!
 //! The socket is an abstract one (unix(7)): there is nothing to clean up, and a block device has no
 //! directory to put a socket into. Such a name belongs to whoever takes it first, so both ends look
 //! who the other is.
+
+mod client;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -14,19 +16,40 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use holdfast_device::Backing;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
+use serde::{Deserialize, Serialize};
 
-use crate::live::{Live, Watch};
+use crate::limited::Limited;
+use crate::live::Watch;
 
-/// How long a client may take to read the answer.
-const WRITE_LIMIT: Duration = Duration::from_secs(1);
-/// How long a server may take to answer.
-const READ_LIMIT: Duration = Duration::from_secs(5);
-/// The most bytes of an answer. A server with a thousand queues has a tenth.
-const ANSWER_MAX: u64 = 4 << 20;
+pub(crate) use self::client::{ask, silent};
+
+/// How long a client may take, from its connection to the last byte of the answer.
+const LIMIT: Duration = Duration::from_secs(1);
+/// The most bytes of a request.
+const REQUEST_MAX: usize = 4096;
+
+/// What a server can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub(crate) enum Request {
+    /// What it has done: the answer is a [`Live`](crate::live::Live).
+    Counters,
+    /// To begin a scrub or to go on with one: the answer is a [`Status`](crate::scrub::Status).
+    ScrubStart,
+    /// To stop a scrub: the same.
+    ScrubStop,
+    /// How far a scrub is: the same.
+    ScrubStatus,
+}
+
+/// The answer to a request that is not carried out.
+#[derive(Debug, Deserialize, Serialize)]
+struct Refusal {
+    error: String,
+}
 
 /// A control socket on which nobody listens yet.
 #[derive(Debug)]
@@ -43,7 +66,9 @@ impl Control {
                     io::ErrorKind::AddrInUse => "another server of the volume does".to_owned(),
                     _ => error.to_string(),
                 };
-                tracing::warn!("this server does not answer `holdfast info --live`: {why}");
+                tracing::warn!(
+                    "this server does not answer `holdfast info --live` and `holdfast scrub`: {why}"
+                );
                 None
             }
         }
@@ -53,10 +78,10 @@ impl Control {
     pub(crate) fn start(self, watch: Arc<Watch>) -> io::Result<()> {
         thread::Builder::new().name("control".to_owned()).spawn(move || {
             loop {
-                let answered = self.0.accept().and_then(|(client, _)| answer(&client, &watch));
+                let answered = self.0.accept().and_then(|(client, _)| answer(client, &watch));
                 if let Err(error) = answered {
-                    tracing::debug!("`holdfast info --live` was not answered: {error}");
-                    // Most likely descriptors have run out: trying again at once would fail again.
+                    tracing::debug!("a client of the control socket was not answered: {error}");
+                    // Descriptors may have run out: trying again at once would fail again.
                     thread::sleep(Duration::from_millis(100));
                 }
             }
@@ -65,54 +90,57 @@ impl Control {
     }
 }
 
-/// Tells a client what was counted, if it may know.
-fn answer(mut client: &UnixStream, watch: &Watch) -> io::Result<()> {
-    let user = socket_peercred(client)?.uid;
+/// Does what a client asks for, if it may ask.
+fn answer(client: UnixStream, watch: &Watch) -> io::Result<()> {
+    let user = socket_peercred(&client)?.uid;
     if !user.is_root() && user != geteuid() {
-        tracing::debug!("user {} asked for the counters, and got none", user.as_raw());
+        tracing::debug!("user {} asked for something, and got no answer", user.as_raw());
         return Ok(());
     }
-    client.set_write_timeout(Some(WRITE_LIMIT))?;
-    client.write_all(&serde_json::to_vec(&watch.look())?)
+    let mut client = Limited::new(client.into(), LIMIT);
+    let answer = match read_line(&mut client)? {
+        Some(line) => match serde_json::from_slice(&line) {
+            Ok(request) => respond(request, watch)?,
+            Err(error) => refuse(&format!("it does not know this request: {error}"))?,
+        },
+        None => refuse("the request is too long")?,
+    };
+    client.write_all(&answer)
 }
 
-/// Asks the server of a volume what it has done. `holder` is the process that has the volume locked.
-pub(crate) fn ask(uuid: &str, backing: &Backing, holder: Option<u32>) -> anyhow::Result<Live> {
-    let path = backing.path().display();
-    let stream = match UnixStream::connect_addr(&name(uuid, backing)?) {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => match holder {
-            Some(pid) => bail!(
-                "{path} is in use by process {pid}, which answers no `info --live` here: it is no \
-                 server, or one beside another, or in a container"
-            ),
-            None => bail!(
-                "nobody serves {path}, so nothing is counted: start `holdfast serve {path}`, or leave \
-                 --live out"
-            ),
+/// Reads a request, up to the end of its line or of what the client sends. `None` when it is too
+/// long.
+fn read_line(client: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
+    let mut line = vec![0; REQUEST_MAX];
+    let mut len = 0;
+    while len < REQUEST_MAX {
+        let more = client.read(&mut line[len..])?;
+        let end = line[len..len + more].iter().position(|&byte| byte == b'\n');
+        if end.is_some() || more == 0 {
+            line.truncate(len + end.unwrap_or(more));
+            return Ok(Some(line));
+        }
+        len += more;
+    }
+    Ok(None)
+}
+
+/// Carries out a request, and returns the answer.
+fn respond(request: Request, watch: &Watch) -> io::Result<Vec<u8>> {
+    let answer = match request {
+        Request::Counters => serde_json::to_vec(&watch.look()),
+        Request::ScrubStart => match watch.scrub.start() {
+            Some(status) => serde_json::to_vec(&status),
+            None => return refuse("it cannot scrub any more, and its log says why"),
         },
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot ask the server of {path}"));
-        }
+        Request::ScrubStop => serde_json::to_vec(&watch.scrub.pause()),
+        Request::ScrubStatus => serde_json::to_vec(&watch.scrub.status()),
     };
-    let (server, us) = (socket_peercred(&stream)?.uid, geteuid());
-    stream.set_read_timeout(Some(READ_LIMIT))?;
-    let mut answer = Vec::new();
-    match stream.take(ANSWER_MAX).read_to_end(&mut answer) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            bail!("the server of {path} has not answered in {READ_LIMIT:?}: it may be stopped");
-        }
-        received => received.with_context(|| format!("cannot ask the server of {path}"))?,
-    };
-    if server != us && !us.is_root() && (!server.is_root() || answer.is_empty()) {
-        let user = server.as_raw();
-        bail!("the server of {path} is that of user {user}, and answers to that user or root");
-    }
-    if answer.is_empty() {
-        bail!("the server of {path} ended meanwhile");
-    }
-    serde_json::from_slice(&answer)
-        .with_context(|| format!("the server of {path} is of a version that is not understood"))
+    Ok(answer?)
+}
+
+fn refuse(why: &str) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec(&Refusal { error: why.to_owned() })?)
 }
 
 /// Returns the name of a volume's control socket. A copy of a volume has the same uuid, so where the
@@ -125,4 +153,40 @@ fn name(uuid: &str, backing: &Backing) -> io::Result<SocketAddr> {
         format!("{:x}-{:x}", metadata.dev(), metadata.ino())
     };
     SocketAddr::from_abstract_name(format!("holdfast/{uuid}/{place}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(mut bytes: &[u8]) -> Option<Vec<u8>> {
+        read_line(&mut bytes).unwrap()
+    }
+
+    #[test]
+    fn a_request_ends_with_its_line_or_with_what_is_sent() {
+        assert_eq!(line(b"{}\nmore").as_deref(), Some(b"{}".as_slice()));
+        assert_eq!(line(b"{}").as_deref(), Some(b"{}".as_slice()));
+        assert_eq!(line(b"").as_deref(), Some(b"".as_slice()));
+    }
+
+    #[test]
+    fn a_request_that_comes_in_pieces_is_one() {
+        let mut pieces = b"{\"a\"".chain(b":1".as_slice()).chain(b"}\n".as_slice());
+        assert_eq!(read_line(&mut pieces).unwrap().as_deref(), Some(b"{\"a\":1}".as_slice()));
+    }
+
+    #[test]
+    fn a_request_without_end_is_refused() {
+        assert_eq!(read_line(&mut io::repeat(b'a')).unwrap(), None);
+    }
+
+    #[test]
+    fn requests_are_objects_that_say_what_they_are() {
+        let text = serde_json::to_string(&Request::ScrubStart).unwrap();
+        assert_eq!(text, r#"{"request":"scrub-start"}"#);
+        let counters: Request = serde_json::from_str(r#"{"request":"counters"}"#).unwrap();
+        assert_eq!(counters, Request::Counters);
+        serde_json::from_str::<Request>(r#"{"request":"format"}"#).unwrap_err();
+    }
 }

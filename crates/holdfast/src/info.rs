@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use holdfast_device::{Access, Backing, FileDevice, OpenError};
 use holdfast_vhost_user_blk::QueueCounts;
 use holdfast_volume::Volume;
@@ -16,8 +16,9 @@ use serde::Serialize;
 use crate::Outcome;
 use crate::backing;
 use crate::cli::Info;
-use crate::control;
+use crate::control::{self, Request};
 use crate::live::{Live, Running};
+use crate::scrub::{State, Status};
 
 pub(crate) fn run(arguments: &Info) -> anyhow::Result<Outcome> {
     let path = &arguments.path;
@@ -27,7 +28,10 @@ pub(crate) fn run(arguments: &Info) -> anyhow::Result<Outcome> {
         Volume::peek(&mut device).with_context(|| format!("cannot read {}", path.display()))?;
     let mut info = Json::new(path, &superblock, Use::of(&peeked, &superblock)?)?;
     if arguments.live {
-        info.add(control::ask(&info.uuid, &peeked, info.in_use_by)?);
+        match control::ask(&info.uuid, &peeked, Request::Counters)? {
+            Some(live) => info.add(live),
+            None => return Err(nobody_counts(&peeked, info.in_use_by)),
+        }
     }
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -39,16 +43,36 @@ pub(crate) fn run(arguments: &Info) -> anyhow::Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
+/// Says why there are no counters.
+fn nobody_counts(peeked: &Backing, holder: Option<u32>) -> anyhow::Error {
+    let path = peeked.path().display();
+    match holder {
+        Some(pid) => control::silent(peeked, pid),
+        None => anyhow!(
+            "nobody serves {path}, so nothing is counted: start `holdfast serve {path}`, or leave \
+             --live out"
+        ),
+    }
+}
+
 /// Whether somebody uses a volume.
-enum Use {
+pub(crate) enum Use {
     By(Option<u32>),
     Nobody,
 }
 
 impl Use {
+    /// Returns the process, if it is known.
+    pub(crate) const fn holder(&self) -> Option<u32> {
+        match self {
+            Self::By(pid) => *pid,
+            Self::Nobody => None,
+        }
+    }
+
     /// Finds out, and takes a lock only where there is no other way: who begins to serve at that moment
     /// is refused.
-    fn of(peeked: &Backing, superblock: &Superblock) -> anyhow::Result<Self> {
+    pub(crate) fn of(peeked: &Backing, superblock: &Superblock) -> anyhow::Result<Self> {
         if let Some(pid) = peeked.holder() {
             return Ok(Self::By(Some(pid)));
         }
@@ -77,6 +101,7 @@ struct Json {
     state: &'static str,
     in_use_by: Option<u32>,
     errors: ErrorCounts,
+    scrub: Status,
     #[serde(flatten)]
     running: Option<Running>,
 }
@@ -102,13 +127,17 @@ impl Json {
             state,
             in_use_by,
             errors: superblock.errors,
+            scrub: Status::stored(&superblock.scrub, superblock.geometry.capacity()),
             running: None,
         })
     }
 
     /// Adds what the server says, which is newer than what is stored.
     fn add(&mut self, live: Live) {
-        let Live { errors, running } = live;
+        let Live { errors, scrub, running } = live;
+        if let Some(scrub) = scrub {
+            self.scrub = scrub;
+        }
         (self.state, self.in_use_by, self.errors) = ("in use", Some(running.pid), errors);
         self.running = Some(running);
     }
@@ -133,6 +162,9 @@ impl fmt::Display for Json {
             f,
             "errors met       {guard} guard tag, {application} application tag, {reference} reference tag, {unwritten} never-written sector"
         )?;
+        if self.scrub.state != State::Never {
+            writeln!(f, "scrub            {}", self.scrub.line())?;
+        }
         self.running.as_ref().map_or(Ok(()), |running| write_running(f, running))
     }
 }

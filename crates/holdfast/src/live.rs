@@ -10,12 +10,15 @@ use holdfast_volume::Volume;
 use holdfast_volume::format::ErrorCounts;
 use serde::{Deserialize, Serialize};
 
+use crate::scrub::{Status, Steering};
+
 /// Where a running server counts.
 #[derive(Debug)]
 pub(crate) struct Watch {
     pub(crate) since: Instant,
     pub(crate) read_policy: ReadPolicy,
     pub(crate) volume: Arc<Volume>,
+    pub(crate) scrub: Arc<Steering>,
     pub(crate) clients: Vec<Arc<ClientCounters>>,
 }
 
@@ -25,6 +28,9 @@ pub(crate) struct Watch {
 pub(crate) struct Live {
     /// The mismatches that were met since the volume was created.
     pub(crate) errors: ErrorCounts,
+    /// How far the scrub is. Servers that cannot scrub say nothing of it.
+    #[serde(default)]
+    pub(crate) scrub: Option<Status>,
     #[serde(flatten)]
     pub(crate) running: Running,
 }
@@ -56,6 +62,7 @@ impl Watch {
         };
         Live {
             errors: self.volume.errors(),
+            scrub: Some(self.scrub.status()),
             running: Running {
                 pid: std::process::id(),
                 uptime_seconds: self.since.elapsed().as_secs(),

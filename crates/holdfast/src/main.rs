@@ -14,6 +14,7 @@ mod limited;
 mod live;
 mod metrics;
 mod progress;
+mod scrub;
 mod serve;
 mod torture;
 mod verify;
@@ -77,6 +78,7 @@ fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
         Command::Info(arguments) => info::run(arguments),
+        Command::Scrub(arguments) => scrub::run(arguments),
         Command::Import(arguments) => copy::import(arguments),
         Command::Export(arguments) => copy::export(arguments),
         Command::Torture(arguments) => torture::run(arguments),

@@ -12,6 +12,7 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::Registry;
 
 use crate::live::Watch;
+use crate::scrub::{State, Status};
 
 /// Where Prometheus looks by default.
 pub(crate) const PATH: &str = "/metrics";
@@ -130,8 +131,28 @@ impl Collector for Watch {
             let labels = [("client", client.socket.as_str())];
             family.encode_family(&labels)?.encode_gauge(&u32::from(client.connected))?;
         }
-        Ok(())
+        live.scrub.as_ref().map_or(Ok(()), |scrub| encode_scrub(&mut encoder, scrub))
     }
+}
+
+/// Shows a scrub: the pass that is under way or, when none is, the last.
+fn encode_scrub(encoder: &mut DescriptorEncoder<'_>, scrub: &Status) -> fmt::Result {
+    let is_running = u64::from(scrub.state == State::Running);
+    let (started, finished) = (scrub.started.unwrap_or(0), scrub.finished.unwrap_or(0));
+    for (name, help, value) in [
+        ("running", "Whether a scrub reads the volume now.", is_running),
+        ("position_bytes", "How much of the disk the scrub has done.", scrub.position_bytes),
+        ("size_bytes", "How much the disk has.", scrub.size_bytes),
+        ("verified_bytes", "What the scrub has verified, without holes.", scrub.verified_bytes),
+        ("corrupt_sectors", "Corrupt sectors that it has found.", scrub.corrupt_sectors),
+        ("unreadable_sectors", "Sectors that it could not read.", scrub.unreadable_sectors),
+        ("started_timestamp_seconds", "When the scrub began, or 0.", started),
+        ("finished_timestamp_seconds", "When the last complete one ended, or 0.", finished),
+    ] {
+        let name = format!("scrub_{name}");
+        encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
+    }
+    Ok(())
 }
 
 /// No example goes with a count.

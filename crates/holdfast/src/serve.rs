@@ -27,6 +27,7 @@ use crate::control::Control;
 use crate::http::{self, Page};
 use crate::live::Watch;
 use crate::metrics::{self, Metrics};
+use crate::scrub::{Activity, Counted, Plan, Scrubber, Steering};
 
 /// The memory for data on their way, of all threads together.
 const BUFFER_BYTES: usize = 48 << 20;
@@ -68,9 +69,15 @@ fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
     announce(open, &listeners, shown.as_ref(), arguments);
     let threads = if listeners.is_empty() { 0 } else { threads(arguments) };
     let wakers = (0..threads).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
-    let disks = start_disks(arguments, open, sockets)?;
-    let served = observe(arguments, open, &disks, control, shown.as_ref())
-        .and_then(|()| react_all(open, &listeners, &wakers, &over, &wait));
+    let clients = Arc::<Activity>::default();
+    let disks = start_disks(arguments, open, &clients, sockets)?;
+    let served = watch_over(arguments, open, &clients, &disks, control, shown.as_ref()).and_then(
+        |scrubber| {
+            let served = react_all(open, &clients, &listeners, &wakers, &over, &wait);
+            drop(scrubber);
+            served
+        },
+    );
     disks.into_iter().for_each(VhostUser::stop);
     served
 }
@@ -78,6 +85,7 @@ fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
 /// Runs the reactors of NBD clients until somebody says that it is over.
 fn react_all(
     open: &OpenVolume,
+    clients: &Arc<Activity>,
     listeners: &[Listener],
     wakers: &[Arc<Waker>],
     over: &mpsc::Sender<()>,
@@ -86,7 +94,8 @@ fn react_all(
     let exports: Arc<[Export]> = Arc::new([export(open)]);
     thread::scope(|scope| {
         let spawn = |waker| {
-            let (open, over, exports) = (Shared::of(open), over.clone(), Arc::clone(&exports));
+            let (open, over, exports) =
+                (Shared::of(open, clients), over.clone(), Arc::clone(&exports));
             scope.spawn(move || {
                 let result = react(&open, listeners, exports, waker, wakers.len());
                 // One that cannot go on takes the others with it. Nobody listens at the end.
@@ -104,10 +113,30 @@ fn react_all(
     })
 }
 
-/// Shows what the server does to `info --live`, and to Prometheus if there is a listener for it.
+/// Starts what goes on besides serving: the scrub, and showing what the server does.
+fn watch_over(
+    arguments: &Serve,
+    open: &OpenVolume,
+    clients: &Arc<Activity>,
+    disks: &[VhostUser],
+    control: Option<Control>,
+    shown: Option<&Listener>,
+) -> anyhow::Result<Scrubber> {
+    let plan = Plan { days: arguments.scrub, rate_max: arguments.scrub_rate };
+    let steering = Arc::new(Steering::new(&open.volume, plan));
+    let (backing, volume) = (Arc::clone(&open.backing), Arc::clone(&open.volume));
+    let scrubber = Scrubber::start(Arc::clone(&steering), backing, volume, Arc::clone(clients))
+        .context("cannot start the thread that scrubs")?;
+    observe(arguments, open, steering, disks, control, shown)?;
+    Ok(scrubber)
+}
+
+/// Shows what the server does to `info --live`, and to Prometheus if there is a listener for it, and
+/// lets `holdfast scrub` steer.
 fn observe(
     arguments: &Serve,
     open: &OpenVolume,
+    scrub: Arc<Steering>,
     disks: &[VhostUser],
     control: Option<Control>,
     shown: Option<&Listener>,
@@ -116,6 +145,7 @@ fn observe(
         since: Instant::now(),
         read_policy: arguments.read_policy,
         volume: Arc::clone(&open.volume),
+        scrub,
         clients: disks.iter().map(|disk| Arc::clone(disk.counters())).collect(),
     });
     if let Some(control) = control {
@@ -137,17 +167,18 @@ fn observe(
 struct Disk {
     backing: Arc<Backing>,
     volume: Arc<Volume>,
+    clients: Arc<Activity>,
 }
 
 impl Storage for Disk {
-    type Device = FileDevice;
+    type Device = Counted<FileDevice>;
 
     fn volume(&self) -> &Arc<Volume> {
         &self.volume
     }
 
-    fn device(&self, ring: &SharedRing) -> std::io::Result<FileDevice> {
-        FileDevice::new(&self.backing, ring)
+    fn device(&self, ring: &SharedRing) -> std::io::Result<Self::Device> {
+        Ok(Counted::new(FileDevice::new(&self.backing, ring)?, &self.clients))
     }
 }
 
@@ -155,6 +186,7 @@ impl Storage for Disk {
 fn start_disks(
     arguments: &Serve,
     open: &OpenVolume,
+    clients: &Arc<Activity>,
     sockets: Vec<Listener>,
 ) -> anyhow::Result<Vec<VhostUser>> {
     let options = VhostUserOptions {
@@ -169,8 +201,8 @@ fn start_disks(
              stores bad guards and gets false errors"
         );
     }
-    let backing = Arc::clone(&open.backing);
-    let disk = Arc::new(Disk { backing, volume: Arc::clone(&open.volume) });
+    let (backing, volume) = (Arc::clone(&open.backing), Arc::clone(&open.volume));
+    let disk = Arc::new(Disk { backing, volume, clients: Arc::clone(clients) });
     let mut disks = Vec::with_capacity(sockets.len());
     for socket in sockets {
         match VhostUser::start(socket, Arc::clone(&disk), &options) {
@@ -189,11 +221,12 @@ fn start_disks(
 struct Shared<'a> {
     backing: &'a Backing,
     volume: &'a Arc<Volume>,
+    clients: &'a Arc<Activity>,
 }
 
 impl<'a> Shared<'a> {
-    fn of(open: &'a OpenVolume) -> Self {
-        Self { backing: &open.backing, volume: &open.volume }
+    fn of(open: &'a OpenVolume, clients: &'a Arc<Activity>) -> Self {
+        Self { backing: &open.backing, volume: &open.volume, clients }
     }
 }
 
@@ -211,7 +244,7 @@ fn react(
         tracing::debug!("the buffers are not registered, which costs a little speed: {error}");
     }
     let ring = ring.shared();
-    let device = FileDevice::new(open.backing, &ring)?;
+    let device = Counted::new(FileDevice::new(open.backing, &ring)?, open.clients);
     let to_wake = Arc::clone(waker);
     let queue = Queue::new(open.volume, device, move || to_wake.wake())?;
     let limits = ServerLimits::default();

@@ -3,8 +3,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -149,10 +150,7 @@ fn an_image_comes_back_as_it_went_in_and_sparse() {
     let (mut expected, found) = (fs::read(&raw).expect("raw"), fs::read(&back).expect("back"));
     expected.resize(found.len(), 0);
     assert!(expected == found, "the bytes differ");
-    let blocks = |path: &Path| {
-        use std::os::unix::fs::MetadataExt;
-        fs::metadata(path).expect("a file").blocks()
-    };
+    let blocks = |path: &Path| fs::metadata(path).expect("a file").blocks();
     assert!(blocks(&back) <= blocks(&raw) + 8, "the holes were filled");
 }
 
@@ -402,6 +400,33 @@ fn each_queue_of_a_virtual_machine_is_counted() {
     assert_eq!(server.stop().0, Some(0));
 }
 
+/// Connects to the control socket of a server.
+fn control(volume: &Path) -> UnixStream {
+    let uuid = json(&["info", "--json", str_of(volume)])["uuid"].as_str().map(str::to_owned);
+    let file = fs::metadata(volume).expect("the volume");
+    let name = format!("holdfast/{}/{:x}-{:x}", uuid.expect("a uuid"), file.dev(), file.ino());
+    let address = SocketAddr::from_abstract_name(name).expect("a short name");
+    UnixStream::connect_addr(&address).expect("a listening server")
+}
+
+#[test]
+fn what_makes_no_sense_on_the_control_socket_is_refused_and_keeps_nobody_waiting() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let volume = path_in(&dir, "disk.hf");
+    let server = Server::start(&volume, &["--create", "4M"]);
+    for request in [b"\n".to_vec(), b"{\"request\":\"format\"}\n".to_vec(), vec![b'a'; 5000]] {
+        let mut client = control(&volume);
+        client.write_all(&request).expect("a server");
+        let mut answer = [0; 1000];
+        let len = client.read(&mut answer).expect("an answer");
+        let answer: Value = serde_json::from_slice(&answer[..len]).expect("JSON");
+        assert!(answer["error"].is_string(), "{answer}");
+    }
+    let _silent = control(&volume);
+    assert_eq!(json(&["scrub", "status", "--json", str_of(&volume)])["state"], "never");
+    assert_eq!(server.stop().0, Some(0));
+}
+
 #[test]
 fn a_volume_that_nobody_serves_has_no_counters() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -474,6 +499,8 @@ fn metrics_are_at_their_path_and_nowhere_else() {
         format!("holdfast_tag_errors_total{{{client},queue=\"0\",tag=\"reference\"}} 0"),
         format!("holdfast_client_connected{{{client}}} 0"),
         "holdfast_volume_errors_total{tag=\"guard\"} 0".to_owned(),
+        "holdfast_scrub_running 0".to_owned(),
+        "holdfast_scrub_size_bytes 4194304".to_owned(),
     ] {
         assert!(page.lines().any(|found| found == line), "no {line} in {page}");
     }
