@@ -13,6 +13,7 @@ mod nbdinfo;
 mod qemu_img;
 mod qemu_io;
 mod scene;
+mod scrub;
 mod server;
 
 use std::path::{Path, PathBuf};
@@ -115,6 +116,12 @@ const SCENARIOS: &[Scenario] = &[
         "no space below is an error of that write, and nothing else",
         60,
         full_disk::run,
+    ),
+    scenario(
+        "scrub",
+        "a server finds a rotten sector in the background, and its result and position last",
+        60,
+        scrub::run,
     ),
 ];
 

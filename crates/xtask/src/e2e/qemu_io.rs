@@ -40,7 +40,7 @@ fn format(scene: &Scene, guard: &str, sector: &str, seed: u64) -> Result<()> {
     server.stop()?;
     scene.verify(&volume)?;
 
-    let server = Server::start(scene, &volume)?;
+    let server = Server::start(scene, &volume, &[])?;
     qemu_io(scene, &server.uri(), &model.checks())?;
     server.stop()
 }

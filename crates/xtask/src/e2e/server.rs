@@ -29,13 +29,15 @@ impl<'a> Server<'a> {
         options: &[&str],
     ) -> Result<Self> {
         scene.ok(scene.holdfast(&["create", volume, "--size", size]).args(options))?;
-        Self::start(scene, volume)
+        Self::start(scene, volume, &[])
     }
 
-    /// Serves a volume at the socket beside it, and waits until it answers there.
-    pub(super) fn start(scene: &'a Scene, volume: &str) -> Result<Self> {
+    /// Serves a volume at the socket beside it, with these other options, and waits until it answers
+    /// there.
+    pub(super) fn start(scene: &'a Scene, volume: &str, options: &[&str]) -> Result<Self> {
         let socket = Path::new(volume).with_extension("sock").display().to_string();
-        let mut program = scene.start(&mut scene.holdfast(&["serve", volume]), "server.log")?;
+        let mut serve = scene.holdfast(&["serve", volume]);
+        let mut program = scene.start(serve.args(options), "server.log")?;
         scene.poll("the server to listen", Instant::now() + START, || {
             ensure!(program.is_running()?, "the server ended at once; see server.log");
             Ok(UnixStream::connect(&socket).ok())
