@@ -161,7 +161,7 @@ fn what_the_device_cannot_read_is_counted_and_the_scrub_goes_on() {
 
 /// Overwrites sectors again and again, through a device that is in no hurry.
 fn overwrite(disk: &Disk, seed: u64) {
-    const WRITES: u64 = 500;
+    const WRITES: u64 = 200;
     let faults = Faults { short_percent: 20, reorder: true, ..Faults::default() };
     let queue = disk.faulty_queue(faults, seed);
     let mut client = Client::new(queue, disk.pool.clone(), ReadPolicy::Lazy);

@@ -27,21 +27,54 @@ impl SharedRecord {
         self.news.store(false, Ordering::Relaxed);
         *lock(&self.record)
     }
+
+    fn change<T>(&self, change: impl FnOnce(&mut ScrubRecord) -> T) -> T {
+        change(&mut lock(&self.record))
+    }
+
+    fn make_news(&self) {
+        // Relaxed: the change is in the record already, so that who finds no news finds the change.
+        self.news.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Volume {
     /// Returns how far a scrub is, and what it found.
     pub fn scrub(&self) -> ScrubRecord {
-        *lock(&self.scrub.record)
+        self.scrub.change(|record| *record)
     }
 
     /// Changes what is remembered of scrubs, and returns what `change` does.
     pub fn change_scrub<T>(&self, change: impl FnOnce(&mut ScrubRecord) -> T) -> T {
-        change(&mut lock(&self.scrub.record))
+        self.scrub.change(change)
     }
 
     /// Has the next flush store what is remembered of scrubs. Closing the volume stores it anyway.
     pub fn store_scrub(&self) {
-        self.scrub.news.store(true, Ordering::Relaxed);
+        self.scrub.make_news();
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::thread;
+    use std::sync::Arc;
+
+    #[test]
+    fn loom_what_changes_while_the_record_is_stored_is_stored_later() {
+        loom::model(|| {
+            let shared = Arc::new(SharedRecord::new(ScrubRecord::default()));
+            let scrubber = thread::spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    shared.change(|record| record.position = 1);
+                    shared.make_news();
+                }
+            });
+            let stored = shared.take_news();
+            scrubber.join().unwrap();
+            assert!(shared.is_news() || stored.position == 1, "the change is forgotten");
+        });
     }
 }
