@@ -120,14 +120,10 @@ impl fmt::Display for Status {
             writeln!(f, "begun            {}", ago(self.started))?;
             writeln!(f, "verified         {}", BinaryBytes(self.verified_bytes))?;
             let (corrupt, unreadable) = (self.corrupt_sectors, self.unreadable_sectors);
-            writeln!(
-                f,
-                "corrupt          {corrupt} sectors{}",
-                named(corrupt, &self.corrupt_lbas)
-            )?;
+            writeln!(f, "corrupt sectors  {corrupt}{}", named(corrupt, &self.corrupt_lbas))?;
             let named = named(unreadable, &self.unreadable_lbas);
-            writeln!(f, "unreadable       {unreadable} sectors{named}")?;
-            writeln!(f, "repaired         {} sectors", self.repaired_sectors)?;
+            writeln!(f, "unreadable       {unreadable}{named}")?;
+            writeln!(f, "repaired         {}", self.repaired_sectors)?;
         }
         if self.state != State::Finished && self.finished.is_some() {
             writeln!(f, "last finished    {}", ago(self.finished))?;
@@ -197,8 +193,8 @@ mod tests {
         let record = ScrubRecord { started: 1, finished: 2, corrupt: 3, ..ScrubRecord::default() };
         let found = Status { corrupt_lbas: vec![5, 77], ..status(&record) };
         let text = found.to_string();
-        assert!(text.contains("corrupt          3 sectors: LBA 5, 77, ..\n"), "{text}");
-        assert!(text.contains("unreadable       0 sectors\n"), "{text}");
+        assert!(text.contains("corrupt sectors  3: LBA 5, 77, ..\n"), "{text}");
+        assert!(text.contains("unreadable       0\n"), "{text}");
         assert!(found.has_problems());
     }
 
