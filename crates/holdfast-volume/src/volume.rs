@@ -116,6 +116,8 @@ pub struct Volume {
     pub(crate) scrub: SharedRecord,
     /// The sectors that were reported, so that one that is read again and again fills no log.
     reported: Mutex<BTreeSet<u64>>,
+    /// There are some, so that most writes need not look.
+    has_reported: AtomicBool,
     /// A flush of the device has failed.
     flush_failed: AtomicBool,
 }
@@ -268,6 +270,7 @@ impl Volume {
             superblock: Mutex::new(superblock),
             counters,
             reported: Mutex::default(),
+            has_reported: AtomicBool::new(false),
             flush_failed: AtomicBool::new(false),
         }
     }
@@ -419,13 +422,14 @@ impl Volume {
         if reported.len() < Self::REPORTED_MAX && reported.insert(mismatch.lba) {
             // A target of its own, for those who report corrupt sectors themselves.
             tracing::error!(target: "holdfast::corrupt", "{mismatch}");
+            self.has_reported.store(true, Ordering::Relaxed);
         }
     }
 
     /// Forgets that sectors were reported, because they have been written anew.
     pub(crate) fn forget_reported(&self, first: u64, count: u64) {
-        // Relaxed: a corrupt sector that is being written is logged once more at the worst.
-        if self.counters.changed.load(Ordering::Relaxed) {
+        // Relaxed: whether a sector that is being read and written is logged is a matter of luck.
+        if self.has_reported.load(Ordering::Relaxed) {
             let mut reported = lock(&self.reported);
             let rewritten: Vec<u64> = reported.range(first..first + count).copied().collect();
             for lba in rewritten {
@@ -706,4 +710,29 @@ fn write_superblock<D: BlockDevice>(
     raw::transfer(device, Op::Write, offset, buffer, SUPERBLOCK_LEN)
         .map(drop)
         .map_err(device_error("write the superblock"))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use holdfast_device::MemoryDevice;
+
+    #[test]
+    fn a_sector_that_is_written_anew_is_logged_again_also_when_its_error_was_stored() {
+        let options = CreateOptions {
+            capacity: 1 << 20,
+            sector: BlockSize::PAGE,
+            guard: GuardKind::Crc16,
+            application_tag: CreateOptions::APPLICATION_TAG,
+        };
+        let mut device = MemoryDevice::new(8 << 20);
+        Volume::create(&mut device, &options).unwrap();
+        let volume = Volume::open(&mut device, &OpenOptions::default()).unwrap();
+        volume.report(&Mismatch { tag: Tag::Guard, lba: 7, expected: 1, found: 2 });
+        volume.encode_next_superblock(&mut [0; SUPERBLOCK_LEN]);
+        volume.forget_reported(5, 2);
+        assert_eq!(lock(&volume.reported).len(), 1, "another was written");
+        volume.forget_reported(7, 1);
+        assert_eq!(lock(&volume.reported).len(), 0);
+    }
 }
