@@ -37,7 +37,7 @@ pub(super) fn run(scene: &Scene) -> Result<Outcome> {
         scene.run(fio(&server, round).args(["--do_verify=0", &seconds, &trigger]))?;
         server.wait_for_death()?;
         scene.verify(&volume)?;
-        server = Server::start(scene, &volume)?;
+        server = Server::start(scene, &volume, &[])?;
         scene.ok(&mut command("sh", &["-c", "mv saved/* . && rmdir saved"]))?;
         let check = ["--verify_only", "--verify_fatal=1", "--verify_state_load=1"];
         scene.ok(fio(&server, round).args(check))?;
