@@ -483,6 +483,34 @@ fn tuples_that_could_not_be_flushed_are_flushed_by_the_next() {
 }
 
 #[test]
+fn after_a_log_could_not_be_written_no_flush_succeeds_and_what_was_flushed_is_there() {
+    for durability in [Durability::Full, Durability::Bitmap] {
+        let (old, new) = (pattern(4096, 1), pattern(4096, 2));
+        let disk = Disk::with_durability(GuardKind::Crc16, BlockSize::PAGE, CAPACITY, durability);
+        let geometry = *disk.volume.geometry();
+        let (at, len) =
+            if durability == Durability::Full { geometry.log() } else { geometry.intent() };
+        let fault = Fault { range: at..at + len, reads: false, error: Error::IO };
+        let mut client = faulty(&disk, Faults::default());
+        if durability == Durability::Full {
+            client.write_at(0, &old).unwrap();
+            client.flush().unwrap();
+        }
+        drop(client);
+        let mut client = faulty(&disk, Faults { faults: vec![fault], ..Faults::default() });
+        assert_eq!(client.write_at(0, &new), Err(Error::IO), "{durability}");
+        assert_eq!(client.flush(), Err(Error::FlushFailed));
+        drop(client);
+        assert_eq!(faulty(&disk, Faults::default()).flush(), Err(Error::FlushFailed));
+        let reopened = Disk::open(disk.device, 1);
+        let mut found = vec![0; 4096];
+        reopened.client(ReadPolicy::Lazy).read_at(0, &mut found).unwrap();
+        assert!(found == if durability == Durability::Full { old } else { vec![0; 4096] });
+        common::assert_clean(&mut reopened.queue());
+    }
+}
+
+#[test]
 fn a_volume_whose_tuples_cannot_be_stored_is_not_closed_and_they_are_in_the_log() {
     let disk = Disk::new(GuardKind::Crc16, BlockSize::PAGE, CAPACITY, 1 << 20);
     let at = disk.volume.geometry().tuples_at(0);

@@ -45,6 +45,9 @@ impl<D: BlockDevice> Queue<D> {
         let Some(ended) = self.complete(ended) else { return };
         let result = ended.result.map(drop);
         drop(ended);
+        if let Err(error) = result {
+            self.durable_write_failed(error);
+        }
         if self.volume.intents.as_ref().is_some_and(|intents| intents.stored(result)) {
             self.store_intents(key);
         }

@@ -192,6 +192,9 @@ impl<D: BlockDevice> Queue<D> {
         let Some(ended) = self.complete(ended) else { return };
         let result = ended.result;
         drop(ended);
+        if let Err(error) = result {
+            self.durable_write_failed(error);
+        }
         let spare = std::mem::take(&mut self.records.spare);
         let mut committed = std::mem::replace(&mut self.records.committing, spare);
         for key in committed.drain(..) {
@@ -206,6 +209,13 @@ impl<D: BlockDevice> Queue<D> {
         }
         self.records.spare = committed;
         self.commit();
+    }
+
+    /// Remembers that a write that was to be durable failed. The kernel may have told with it, and
+    /// only once, that writes before it were lost: a flush that succeeds later proves nothing.
+    pub(super) fn durable_write_failed(&self, error: Error) {
+        tracing::error!("a log cannot be written, and no later flush can be trusted: {error}");
+        self.volume.set_flush_failed();
     }
 
     fn make_room_if_asked(&mut self) {

@@ -57,7 +57,17 @@ impl Disk {
 
     /// Creates a volume that stores its tuples with each flush, and opens it.
     pub(crate) fn without_log(guard: GuardKind, sector: BlockSize, capacity: u64) -> Self {
-        let open = OpenOptions { durability: Durability::None, ..OpenOptions::default() };
+        Self::with_durability(guard, sector, capacity, Durability::None)
+    }
+
+    /// Creates a volume and opens it to be as durable as this.
+    pub(crate) fn with_durability(
+        guard: GuardKind,
+        sector: BlockSize,
+        capacity: u64,
+        durability: Durability,
+    ) -> Self {
+        let open = OpenOptions { durability, ..OpenOptions::default() };
         Self::with(&options(guard, sector, capacity), &open)
     }
 
