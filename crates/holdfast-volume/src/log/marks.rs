@@ -12,6 +12,8 @@ use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 
 /// What a queue says that has no record in use.
 const NONE: u64 = u64::MAX;
+/// What a queue says that is gone.
+const GONE: u64 = NONE - 1;
 
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
@@ -32,8 +34,8 @@ impl Marks {
     pub(crate) fn join(&self) -> Oldest {
         let position = Arc::new(AtomicU64::new(NONE));
         let mut known = lock(&self.known);
-        // Those of queues that are gone.
-        known.queues.retain(|queue| Arc::strong_count(queue) > 1);
+        // Acquire pairs with the release of a queue that is gone: it will not be looked at again.
+        known.queues.retain(|queue| queue.load(Ordering::Acquire) != GONE);
         known.queues.push(Arc::clone(&position));
         Oldest { position, in_use: VecDeque::new() }
     }
@@ -114,6 +116,15 @@ impl Oldest {
     }
 }
 
+impl Drop for Oldest {
+    fn drop(&mut self) {
+        // One that has records in use, after a panic, lets nothing be called durable any more.
+        if self.in_use.is_empty() {
+            self.position.store(GONE, Ordering::Release);
+        }
+    }
+}
+
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests {
@@ -138,8 +149,8 @@ mod tests {
         assert_eq!(marks.durable_after_flush(at(1, 13)), at(1, 9), "as it was announced");
         one.release(at(1, 10));
         assert_eq!(marks.durable_after_flush(at(1, 13)), at(1, 11));
-        drop(two);
-        drop(marks.join());
+        two.release(at(1, 12));
+        drop((two, marks.join()));
         assert_eq!(marks.durable_after_flush(at(1, 13)), at(1, 13), "a queue that is gone");
     }
 
@@ -160,5 +171,65 @@ mod tests {
         marks.set_durable(at(2, 7));
         marks.set_durable(at(2, 3));
         assert_eq!(marks.durable(), at(2, 7).number());
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use crate::log::halves::Halves;
+    use crate::sync::AtomicBool;
+    use holdfast_units::to_usize;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    const RECORDS: usize = 2;
+
+    struct Log {
+        halves: Halves,
+        marks: Marks,
+        /// The write of the record at this place has ended.
+        written: [AtomicBool; RECORDS],
+    }
+
+    impl Log {
+        fn write(&self) {
+            let mut oldest = self.marks.join();
+            oldest.announce(self.halves.position());
+            let position = self.halves.reserve(1, 1).expect("there is room");
+            oldest.push(position);
+            self.written[to_usize(position.place())].store(true, Ordering::Relaxed);
+            oldest.release(position);
+        }
+    }
+
+    #[test]
+    fn loom_what_is_called_durable_was_written_before_the_flush() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.check(|| {
+            let log = Arc::new(Log {
+                halves: Halves::new(8),
+                marks: Marks::default(),
+                written: std::array::from_fn(|_| AtomicBool::new(false)),
+            });
+            let writers: [_; RECORDS] = std::array::from_fn(|_| {
+                let log = Arc::clone(&log);
+                thread::spawn(move || log.write())
+            });
+            let leader = {
+                let log = Arc::clone(&log);
+                thread::spawn(move || {
+                    let durable = log.marks.durable_after_flush(log.halves.position());
+                    for written in &log.written[..to_usize(durable.place())] {
+                        assert!(written.load(Ordering::Relaxed), "it was in flight");
+                    }
+                })
+            };
+            leader.join().unwrap();
+            for writer in writers {
+                writer.join().unwrap();
+            }
+        });
     }
 }
