@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
+mod bench;
 mod cargo;
 mod e2e;
 mod fuzz;
@@ -73,6 +74,8 @@ enum Chore {
     Guest(guest::Options),
     /// The worst guest against every format, while sectors rot, and while the server is killed (25 minutes)
     Torture(torture::Options),
+    /// What durability costs: fio with each setting, and with a raw file, in one run (8 minutes)
+    Bench(bench::Options),
     /// Checks that each crate depends only on crates of the rows below its own (1 second)
     Layers,
     /// Checks the rules that neither rustfmt nor clippy knows (1 second)
@@ -112,6 +115,9 @@ fn chore(chore: Chore) -> Result<ExitCode> {
         Chore::Torture(options) => {
             let repeat = options.to_string();
             vec![Step::new("torture", repeat, move |workspace| torture::run(workspace, &options))]
+        }
+        Chore::Bench(options) => {
+            vec![Step::new("bench", "bench", move |workspace| bench::run(workspace, &options))]
         }
         Chore::Layers => vec![layers()],
         Chore::Tidy => vec![tidy()],

@@ -25,6 +25,7 @@ pub(crate) const ALL: &[Tool] = &[
     tool("nbdkit", "nbdkit"),
     tool("qemu-img", "qemu-utils"),
     tool("qemu-io", "qemu-utils"),
+    tool("qemu-nbd", "qemu-utils"),
     // With qemu 10 (Debian 13, and bookworm-backports) it is in qemu-utils.
     tool("qemu-storage-daemon", "qemu-system-common"),
 ];

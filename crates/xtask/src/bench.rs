@@ -1,0 +1,236 @@
+//! What durability costs: fio over NBD, with each setting and with a raw file, side by side in one run.
+//!
+//! A machine is never quite alone, so each round measures all servers one after the other, and what is shown are
+//! the medians of the rounds.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use serde_json::Value;
+
+use crate::packages;
+use crate::run::{command, line, output, show};
+use crate::workspace::Workspace;
+
+const SERVERS: [&str; 4] = ["full", "bitmap", "none", "raw"];
+const SIZE: &str = "1G";
+const START: Duration = Duration::from_secs(20);
+
+/// How often and how long.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// How often each server gets each load
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    rounds: usize,
+    /// How long each time
+    #[arg(long, value_name = "SECONDS", default_value_t = 3)]
+    seconds: u32,
+    /// Where the volumes are made; the default is in the target directory
+    #[arg(long, value_name = "DIRECTORY")]
+    directory: Option<PathBuf>,
+    /// Measure this program instead of building one from this workspace
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+}
+
+/// What fio does.
+struct Load {
+    name: &'static str,
+    pattern: &'static str,
+    size: &'static str,
+    depth: u32,
+    /// After so many writes; never when 0.
+    fsync: u32,
+}
+
+const LOADS: &[Load] = &[
+    Load { name: "4k random, QD1", pattern: "randwrite", size: "4k", depth: 1, fsync: 0 },
+    Load { name: "4k random, QD16", pattern: "randwrite", size: "4k", depth: 16, fsync: 0 },
+    Load {
+        name: "4k random, QD1, fsync 32",
+        pattern: "randwrite",
+        size: "4k",
+        depth: 1,
+        fsync: 32,
+    },
+    Load {
+        name: "4k random, QD16, fsync 32",
+        pattern: "randwrite",
+        size: "4k",
+        depth: 16,
+        fsync: 32,
+    },
+    Load { name: "1M sequential, QD1", pattern: "write", size: "1M", depth: 1, fsync: 0 },
+    Load { name: "1M sequential, QD16", pattern: "write", size: "1M", depth: 16, fsync: 0 },
+    Load {
+        name: "1M sequential, QD1, fsync 32",
+        pattern: "write",
+        size: "1M",
+        depth: 1,
+        fsync: 32,
+    },
+    Load {
+        name: "1M sequential, QD16, fsync 32",
+        pattern: "write",
+        size: "1M",
+        depth: 16,
+        fsync: 32,
+    },
+];
+
+/// Writes a second, and the latency that half of them did not exceed, in microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Figures {
+    per_second: f64,
+    latency: f64,
+}
+
+/// A server, which is killed when it is dropped.
+struct Server {
+    child: Child,
+    uri: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It is of no more use in either case.
+        let _gone = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+/// Measures and prints the table.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    packages::ensure(packages::ALL)?;
+    let program = match &options.program {
+        Some(path) => path.canonicalize().with_context(|| format!("no {}", path.display()))?,
+        None => {
+            let mut build = command("cargo", &["build", "--release", "-p", "holdfast"]);
+            show(build.current_dir(&workspace.root))?;
+            workspace.target.join("release/holdfast")
+        }
+    };
+    let parent = options.directory.clone().unwrap_or_else(|| workspace.target.join("tmp"));
+    let directory = parent.join(format!("bench-{}", std::process::id()));
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    let measured = measure(&program, &directory, options);
+    fs::remove_dir_all(&directory)
+        .with_context(|| format!("cannot remove {}", directory.display()))?;
+    print(&measured?);
+    Ok(())
+}
+
+/// The medians for each load and server.
+fn measure(program: &Path, directory: &Path, options: &Options) -> Result<Vec<[Figures; 4]>> {
+    let servers = SERVERS.map(|name| start(program, directory, name));
+    let [full, bitmap, none, raw] = servers;
+    let servers = [full?, bitmap?, none?, raw?];
+    let fill = Load { name: "", pattern: "write", size: "1M", depth: 4, fsync: 0 };
+    for server in &servers {
+        // What was never written costs the file system more than what is written again.
+        fio(server, &fill, None)?;
+    }
+    let mut medians = Vec::new();
+    for load in LOADS {
+        let mut rounds = vec![[Figures::default(); 4]; options.rounds];
+        for round in &mut rounds {
+            for (figures, server) in round.iter_mut().zip(&servers) {
+                *figures = fio(server, load, Some(options.seconds))?;
+            }
+        }
+        println!("measured: {}", load.name);
+        medians.push(std::array::from_fn(|server| {
+            let of = |figure: fn(&Figures) -> f64| {
+                median(rounds.iter().map(|round| figure(&round[server])).collect())
+            };
+            Figures { per_second: of(|it| it.per_second), latency: of(|it| it.latency) }
+        }));
+    }
+    Ok(medians)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+/// Serves a new volume with a durability, or a raw file with QEMU's server.
+fn start(program: &Path, directory: &Path, name: &str) -> Result<Server> {
+    let path = |suffix: &str| format!("{}/{name}.{suffix}", directory.display());
+    let (disk, socket) = (path("disk"), path("sock"));
+    let mut serve = if name == "raw" {
+        show(&mut command("truncate", &["--size", SIZE, &disk]))?;
+        let cached = ["--cache=none", "--aio=io_uring", "--persistent", "--format=raw"];
+        let mut serve = command("qemu-nbd", &cached);
+        serve.args(["--socket", &socket, "--discard=unmap", &disk]);
+        serve
+    } else {
+        let mut serve = Command::new(program);
+        serve.args(["serve", &disk, "--create", SIZE, "--durability", name]);
+        serve.args(["--nbd", &format!("unix:{socket}")]);
+        serve
+    };
+    let log = fs::File::create(path("log"))?;
+    serve.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let child = serve.spawn().with_context(|| format!("cannot run `{}`", line(&serve)))?;
+    let mut server = Server { child, uri: format!("nbd+unix:///?socket={socket}") };
+    let until = Instant::now() + START;
+    while !Path::new(&socket).exists() {
+        ensure!(
+            server.child.try_wait()?.is_none(),
+            "`{}` ended; see {}",
+            line(&serve),
+            path("log")
+        );
+        ensure!(Instant::now() < until, "`{}` does not listen", line(&serve));
+        sleep(Duration::from_millis(20));
+    }
+    Ok(server)
+}
+
+/// Runs a load for so many seconds, or once over the whole disk.
+fn fio(server: &Server, load: &Load, seconds: Option<u32>) -> Result<Figures> {
+    let mut fio = command("fio", &["--name=load", "--ioengine=nbd", "--thread", "--randrepeat=0"]);
+    fio.args([format!("--uri={}", server.uri), format!("--size={SIZE}")]);
+    fio.args([format!("--rw={}", load.pattern), format!("--bs={}", load.size)]);
+    fio.args([format!("--iodepth={}", load.depth), "--output-format=json".to_owned()]);
+    if load.fsync > 0 {
+        fio.arg(format!("--fsync={}", load.fsync));
+    }
+    if let Some(seconds) = seconds {
+        fio.args(["--time_based", "--norandommap", &format!("--runtime={seconds}")]);
+    }
+    let text = output(&mut fio)?;
+    // The engine says on the same output that it is connected.
+    let Some(start) = text.find('{') else { bail!("fio printed no JSON: {text}") };
+    let json: Value = serde_json::from_str(&text[start..]).context("fio printed no JSON")?;
+    let write = &json["jobs"][0]["write"];
+    let number = |value: &Value| value.as_f64().context("fio printed other JSON than expected");
+    let nanoseconds = number(&write["clat_ns"]["percentile"]["50.000000"])?;
+    Ok(Figures { per_second: number(&write["iops"])?, latency: nanoseconds / 1e3 })
+}
+
+fn print(measured: &[[Figures; 4]]) {
+    println!("\n| writes a second (median latency in us) | {} |", SERVERS.join(" | "));
+    println!("|---|---|---|---|---|");
+    for (load, servers) in LOADS.iter().zip(measured) {
+        let cells = servers.map(|it| format!("{:.0} ({:.0})", it.per_second, it.latency));
+        println!("| {} | {} |", load.name, cells.join(" | "));
+    }
+    println!("\n| ratio | full / none | bitmap / none | none / raw |\n|---|---|---|---|");
+    for (load, [full, bitmap, none, raw]) in LOADS.iter().zip(measured) {
+        let ratio = |one: &Figures, other: &Figures| one.per_second / other.per_second;
+        println!(
+            "| {} | {:.2} | {:.2} | {:.2} |",
+            load.name,
+            ratio(full, none),
+            ratio(bitmap, none),
+            ratio(none, raw)
+        );
+    }
+}
