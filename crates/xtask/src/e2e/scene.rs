@@ -204,7 +204,7 @@ mod tests {
     fn scene(name: &str, limit: Duration) -> Scene {
         let directory = env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        Scene::new(&directory, Path::new("/bin/echo"), Instant::now() + limit).unwrap()
+        Scene::new(&directory, Path::new("/bin/echo"), Instant::now() + limit, 1).unwrap()
     }
 
     /// What is made of a report, which a script prints in the place of the program.
