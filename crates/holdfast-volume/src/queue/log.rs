@@ -245,9 +245,10 @@ impl<D: BlockDevice> Queue<D> {
 
     /// Lets a job go on that waits for room, after tuples could not be stored.
     pub(super) fn no_room(&mut self, key: usize, error: Error) {
-        // The note may be late, and for another job.
-        let step = self.jobs.get(key).map(|job| &job.step);
-        if matches!(step, Some(Step::Log | Step::Commit)) {
+        // The note may be late, and for another job, or for one that has found room meanwhile.
+        let waits =
+            |job: &Job| matches!(job.step, Step::Log | Step::Commit) && job.record.is_none();
+        if self.jobs.get(key).is_some_and(waits) {
             self.try_again(key, error);
         }
     }
