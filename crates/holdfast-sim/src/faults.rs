@@ -34,6 +34,9 @@ pub struct Faults {
     pub space: Option<u64>,
     /// How flushes fail.
     pub flush: Option<Error>,
+    /// Bios that fail, by their number, from 0 in the order in which they are taken. Any part of a
+    /// write may be stored all the same.
+    pub failures: Vec<(u64, Error)>,
 }
 
 /// A device around another that makes mistakes.
@@ -43,6 +46,8 @@ pub struct FaultyDevice<D> {
     /// What goes wrong from now on.
     pub faults: Faults,
     random: Random,
+    /// How many bios were taken.
+    taken: u64,
     /// Ended below, and not yet told.
     held: Vec<Ended>,
     below: Vec<Ended>,
@@ -57,7 +62,8 @@ impl<D: BlockDevice> FaultyDevice<D> {
     /// Puts the mistakes that `seed` determines around `device`.
     pub fn new(device: D, faults: Faults, seed: u64) -> Self {
         let random = Random::new(seed);
-        Self { device, faults, random, held: Vec::new(), below: Vec::new(), submitted: Vec::new() }
+        let (held, below, submitted) = (Vec::new(), Vec::new(), Vec::new());
+        Self { device, faults, random, taken: 0, held, below, submitted }
     }
 
     /// Returns the device below.
@@ -66,7 +72,11 @@ impl<D: BlockDevice> FaultyDevice<D> {
     }
 
     /// Returns how a bio fails, and how many of its bytes come before that.
-    fn error_for(&self, bio: &Bio) -> Option<(Error, u64)> {
+    fn error_for(&mut self, bio: &Bio) -> Option<(Error, u64)> {
+        let number = self.taken;
+        if let Some(&(_, error)) = self.faults.failures.iter().find(|&&(at, _)| at == number) {
+            return Some((error, self.random.below(bio.len + 1)));
+        }
         if bio.op == Op::Flush {
             return self.faults.flush.map(|error| (error, 0));
         }
@@ -125,7 +135,9 @@ impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
         }
         let (user, len) = (bio.user, bio.len);
         let mut failure = None;
-        if let Some((error, before)) = self.error_for(&bio) {
+        let found = self.error_for(&bio);
+        self.taken += 1;
+        if let Some((error, before)) = found {
             let before = before / Self::UNIT * Self::UNIT;
             if bio.op != Op::Write || before == 0 {
                 self.held.push(Ended { bio, result: Err(error) });
@@ -147,6 +159,7 @@ impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
         bio.user = slot as u64;
         self.device.submit(bio).map_err(|mut bio| {
             self.submitted[slot] = None;
+            self.taken -= 1;
             (bio.user, bio.len) = (user, len);
             bio
         })
@@ -254,6 +267,14 @@ mod tests {
         assert_eq!(run(&mut device, transfer(Op::Read, 0, 4096)).result, Ok(4096));
         device.faults.space = None;
         assert_eq!(run(&mut device, transfer(Op::Write, 0, 4096)).result, Ok(4096));
+    }
+
+    #[test]
+    fn the_bio_that_is_to_fail_fails_and_no_other() {
+        let timeout = Error::Device { errno: 110 };
+        let mut device = device(Faults { failures: vec![(1, timeout)], ..Faults::default() }, 7);
+        let mut write = || run(&mut device, transfer(Op::Write, 0, 4096)).result;
+        assert_eq!([write(), write(), write()], [Ok(4096), Err(timeout), Ok(4096)]);
     }
 
     #[test]

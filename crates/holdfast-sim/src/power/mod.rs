@@ -1,0 +1,271 @@
+//! A device that loses what it had not made durable, when its power is cut.
+
+mod journal;
+mod pages;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
+use holdfast_iov::{BUFFER_MAX, Memory};
+use holdfast_units::{BlockSize, to_u64, to_usize};
+
+use self::journal::{Change, Contents, Lie};
+pub use self::journal::{Journal, Replay};
+use self::pages::Pages;
+use crate::random::Random;
+
+/// One queue of a medium with a cache that does not survive a power cut.
+///
+/// What a write stores is in the cache when the write ends, and may have reached the medium in parts
+/// before. A flush makes durable what had ended before it was submitted, by whichever queue. A write
+/// with [`Bio::fua`] is durable when it ends, and makes nothing else durable. Zeroing and discarding
+/// are as writing. The journal of all that keeps what a cut at any moment may leave.
+///
+/// The bytes of a write are those that its memory held when it was submitted.
+#[derive(Debug)]
+pub struct PowerDevice {
+    medium: Arc<Mutex<Medium>>,
+    capacity: u64,
+    late_percent: u8,
+    random: Random,
+    flights: Vec<Flight>,
+}
+
+/// What all queues share.
+#[derive(Debug)]
+struct Medium {
+    /// What is read: everything that ended.
+    view: Pages,
+    journal: Journal,
+    /// How many flushes were submitted.
+    flushes: u64,
+    /// Which of them do nothing.
+    lies: BTreeSet<u64>,
+}
+
+/// A bio that has not ended.
+#[derive(Debug)]
+struct Flight {
+    bio: Bio,
+    work: Work,
+}
+
+/// What is left to be done when a bio ends.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    Nothing,
+    Read,
+    Change(usize),
+    /// A flush of so many changes that had ended.
+    Flush(usize),
+    Lie(Lie),
+    Fail(Error),
+}
+
+impl PowerDevice {
+    /// Returns a device of `capacity` bytes of zeros, which ends bios at once and in their order.
+    pub fn new(capacity: u64) -> Self {
+        Self::over(Pages::new(capacity), capacity)
+    }
+
+    fn over(pages: Pages, capacity: u64) -> Self {
+        let (view, journal) = (pages.clone(), Journal::new(pages));
+        let medium = Medium { view, journal, flushes: 0, lies: BTreeSet::new() };
+        let medium = Arc::new(Mutex::new(medium));
+        Self { medium, capacity, late_percent: 0, random: Random::new(0), flights: Vec::new() }
+    }
+
+    /// Opens another queue of the same medium. When a queue is reaped, `late_percent` of 100 bios
+    /// stay in flight, and unless that is 0 the others end in any order.
+    #[must_use]
+    pub fn queue(&self, late_percent: u8, seed: u64) -> Self {
+        let (medium, random) = (Arc::clone(&self.medium), Random::new(seed));
+        Self { medium, capacity: self.capacity, late_percent, random, flights: Vec::new() }
+    }
+
+    /// Lets the flush of this number, from 0 over all queues, report success and do nothing.
+    pub fn lie(&self, flush: u64) {
+        self.medium().lies.insert(flush);
+    }
+
+    /// Flips bits of the stored byte at `offset`, as a medium that rots would: also in what is
+    /// durable, at any position of the journal.
+    ///
+    /// # Panics
+    ///
+    /// When something was changed already.
+    pub fn corrupt(&self, offset: u64, bits: u8) {
+        let mut medium = self.medium();
+        assert!(medium.journal.is_empty(), "the journal says how the medium was in the beginning");
+        let mut byte = [0];
+        medium.view.read(offset, &mut byte);
+        medium.view.write(offset, &[byte[0] ^ bits]);
+        medium.journal = Journal::new(medium.view.clone());
+    }
+
+    /// Reads what is in the cache.
+    pub fn peek(&self, offset: u64, target: &mut [u8]) {
+        self.medium().view.read(offset, target);
+    }
+
+    /// Returns how many events the journal has.
+    pub fn position(&self) -> usize {
+        self.medium().journal.len()
+    }
+
+    /// Returns what happened until now.
+    pub fn journal(&self) -> Journal {
+        self.medium().journal.clone()
+    }
+
+    /// Returns a new device with what a power cut leaves at the position of `replay`, which `seed`
+    /// determines: all that is durable, and of all else each 512 bytes or not, in any order.
+    #[must_use]
+    pub fn after_cut(&self, replay: &Replay<'_>, seed: u64) -> Self {
+        Self::over(replay.cut(&mut Random::new(seed)), self.capacity)
+    }
+
+    /// Returns a new device with what is read at the position of `replay` when only the process
+    /// ended: all that had ended, and of what was in flight each 512 bytes or not.
+    #[must_use]
+    pub fn after_kill(&self, replay: &Replay<'_>, seed: u64) -> Self {
+        Self::over(replay.kill(&mut Random::new(seed)), self.capacity)
+    }
+
+    /// Returns a new device with what is in the cache now, all of it durable.
+    #[must_use]
+    pub fn settled(&self) -> Self {
+        Self::over(self.medium().view.clone(), self.capacity)
+    }
+
+    fn medium(&self) -> MutexGuard<'_, Medium> {
+        // A panic elsewhere left the journal whole: each event is added in one step.
+        self.medium.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a bio, and returns what is to be done when it ends.
+    fn begin(&mut self, bio: &mut Bio) -> Result<Work, Error> {
+        let (offset, len) = (bio.offset, bio.len);
+        self.limits().check(offset, len)?;
+        let contents = match (bio.op, &mut bio.memory) {
+            (Op::Read, Memory::Iov(iter)) if !iter.is_writable() => return Err(Error::Unsupported),
+            (Op::Read, Memory::Buffer(_) | Memory::Iov(_)) => {
+                // Volatile memory may change between the transfer and the answer.
+                if self.random.chance(50) {
+                    return Ok(Work::Read);
+                }
+                read(&self.medium().view, bio);
+                return Ok(Work::Nothing);
+            }
+            (Op::Write, Memory::Buffer(buffer)) => {
+                Contents::Data(buffer.as_slice()[bio.start..][..to_usize(len)].into())
+            }
+            (Op::Write, Memory::Iov(iter)) => {
+                let mut bytes = vec![0; to_usize(len)];
+                let copied = iter.copy_out(&mut bytes);
+                iter.revert(copied);
+                Contents::Data(bytes.into())
+            }
+            (Op::Zero { keep: true, .. }, _) => Contents::Zeros,
+            (Op::Zero { keep: false, .. } | Op::Discard, _) => Contents::Hole,
+            (Op::Allocate, _) => return Ok(Work::Nothing),
+            (Op::Flush, _) => return Ok(self.medium().begin_flush()),
+            (Op::Map | Op::Read | Op::Write, _) => return Err(Error::Unsupported),
+        };
+        Ok(Work::Change(self.medium().journal.begin(Change { offset, len, contents })))
+    }
+
+    fn end(&self, flight: Flight) -> Ended {
+        let Flight { mut bio, work } = flight;
+        let mut result = Ok(bio.len);
+        match work {
+            Work::Nothing => {}
+            Work::Read => read(&self.medium().view, &mut bio),
+            Work::Change(number) => {
+                let Medium { journal, view, .. } = &mut *self.medium();
+                journal.end(number, bio.fua, view);
+            }
+            Work::Flush(ended) => self.medium().journal.flushed(ended),
+            Work::Lie(lie) => self.medium().journal.lied(lie),
+            Work::Fail(error) => result = Err(error),
+        }
+        Ended { bio, result }
+    }
+}
+
+impl Medium {
+    fn begin_flush(&mut self) -> Work {
+        let number = self.flushes;
+        self.flushes += 1;
+        let (ended, submitted) = (self.journal.ended(), self.journal.len());
+        if self.lies.contains(&number) {
+            Work::Lie(Lie { submitted, ended })
+        } else {
+            Work::Flush(ended)
+        }
+    }
+}
+
+/// Moves what is stored into the memory of a bio.
+fn read(pages: &Pages, bio: &mut Bio) {
+    let len = to_usize(bio.len);
+    match &mut bio.memory {
+        Memory::Buffer(buffer) => {
+            pages.read(bio.offset, &mut buffer.as_mut_slice()[bio.start..][..len]);
+        }
+        Memory::Iov(iter) => {
+            let mut bytes = vec![0; len];
+            pages.read(bio.offset, &mut bytes);
+            let copied = iter.copy_in(&bytes);
+            iter.revert(copied);
+        }
+        Memory::None => {}
+    }
+}
+
+impl BlockDevice for PowerDevice {
+    fn limits(&self) -> Limits {
+        Limits {
+            capacity: self.capacity,
+            sector: BlockSize::SECTOR,
+            granularity: BlockSize::SECTOR,
+            memory_alignment: BlockSize::SECTOR,
+            bytes_max: BUFFER_MAX,
+            boundary: None,
+            stable_pages: false,
+            guards: None,
+            read_only: false,
+        }
+    }
+
+    fn submit(&mut self, mut bio: Bio) -> Result<(), Bio> {
+        let work = self.begin(&mut bio).unwrap_or_else(Work::Fail);
+        self.flights.push(Flight { bio, work });
+        Ok(())
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended>) {
+        if self.late_percent == 0 {
+            let flights = std::mem::take(&mut self.flights);
+            ended.extend(flights.into_iter().map(|flight| self.end(flight)));
+            return;
+        }
+        for _ in 0..self.flights.len() {
+            let which = self.random.below(to_u64(self.flights.len()));
+            if !self.random.chance(self.late_percent) {
+                let flight = self.flights.swap_remove(to_usize(which));
+                ended.push(self.end(flight));
+            }
+        }
+    }
+
+    fn wait(&mut self) {}
+
+    fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
+        Ok(self.medium().view.data_after(offset))
+    }
+}
+
+#[cfg(test)]
+mod tests;
