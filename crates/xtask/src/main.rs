@@ -12,6 +12,7 @@ mod fuzz;
 mod guest;
 mod layers;
 mod packages;
+mod powercut;
 mod run;
 mod steps;
 mod tidy;
@@ -76,6 +77,8 @@ enum Chore {
     Torture(torture::Options),
     /// What durability costs: fio with each setting, and with a raw file, in one run (8 minutes)
     Bench(bench::Options),
+    /// Random workloads on simulated disks, with the power cut at every event of each (1 minute for 500 seeds)
+    Powercut(powercut::Options),
     /// Checks that each crate depends only on crates of the rows below its own (1 second)
     Layers,
     /// Checks the rules that neither rustfmt nor clippy knows (1 second)
@@ -118,6 +121,10 @@ fn chore(chore: Chore) -> Result<ExitCode> {
         }
         Chore::Bench(options) => {
             vec![Step::new("bench", "bench", move |workspace| bench::run(workspace, &options))]
+        }
+        Chore::Powercut(options) => {
+            let repeat = options.to_string();
+            vec![Step::new("powercut", repeat, move |workspace| powercut::run(workspace, &options))]
         }
         Chore::Layers => vec![layers()],
         Chore::Tidy => vec![tidy()],

@@ -1,0 +1,292 @@
+//! What a volume holds after a cut, sector by sector, and whether it may.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use holdfast_bio::{Bio, BlockDevice, Error, Op};
+use holdfast_iov::{Memory, Pool};
+use holdfast_sim::PowerDevice;
+use holdfast_units::to_usize;
+use holdfast_volume::{Queue, Volume};
+
+use crate::alarm::Wrong;
+use crate::content::{Found, UNIT, fill};
+use crate::flip::{Duty, Flip};
+use crate::model::View;
+use crate::plan::Plan;
+use crate::report::Counts;
+use crate::run::{Run, no_memory, open};
+
+/// The most that is read at a time.
+const PIECE: usize = 256 << 10;
+
+/// When a run was cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    /// Where in the journal of the run.
+    pub(crate) position: usize,
+    pub(crate) view: View,
+    /// A flush has lied, and what it was to make durable may be gone.
+    pub(crate) is_doubtful: bool,
+}
+
+/// A device after a cut.
+#[derive(Debug)]
+pub(crate) struct Image {
+    pub(crate) device: PowerDevice,
+    pub(crate) cut: Cut,
+    /// How often the machine was booted.
+    pub(crate) boot: u8,
+    pub(crate) flips: Vec<Flip>,
+}
+
+/// What was read.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    units: Vec<Found>,
+    /// The sectors that cannot be read.
+    pub(crate) failed: BTreeMap<u64, Error>,
+}
+
+/// Judges images of one run.
+#[derive(Debug)]
+pub(crate) struct Judge<'r> {
+    pub(crate) plan: &'r Plan,
+    pub(crate) run: &'r Run,
+    pool: Pool,
+    pub(crate) counts: Counts,
+}
+
+impl<'r> Judge<'r> {
+    pub(crate) fn new(plan: &'r Plan, run: &'r Run) -> Result<Self, Wrong> {
+        let pool = Pool::new(2 * PIECE).map_err(no_memory)?;
+        Ok(Self { plan, run, pool, counts: Counts::default() })
+    }
+
+    /// Returns the units of a sector.
+    pub(crate) fn units_of(&self, lba: u64) -> Range<usize> {
+        let of_sector = self.plan.sector.len() / UNIT;
+        to_usize(lba) * of_sector..(to_usize(lba) + 1) * of_sector
+    }
+
+    fn sectors(&self) -> u64 {
+        self.plan.sector.count(self.plan.capacity)
+    }
+
+    /// Opens the volume of an image, reads all of it, and judges it.
+    pub(crate) fn judge(&mut self, image: &mut Image) -> Result<(Arc<Volume>, Seen), Wrong> {
+        let volume = open(&mut image.device, self.plan, image.boot)?;
+        let counted = volume.errors().total();
+        let seen = self.look(&volume, &image.device)?;
+        for lba in 0..self.sectors() {
+            match image.flips.iter().find(|flip| flip.lba == lba) {
+                Some(flip) => self.judge_flip(image, flip, &seen)?,
+                None => self.judge_sector(image, &volume, lba, &seen)?,
+            }
+        }
+        self.counts.sectors += self.sectors();
+        let found = volume.errors().total() - counted;
+        if found > 0 && image.flips.is_empty() && !image.cut.is_doubtful {
+            return Err(Wrong::Counted { found, expected: 0 });
+        }
+        Ok((volume, seen))
+    }
+
+    /// Reads all sectors, in large pieces, and those of a piece that fails one by one.
+    pub(crate) fn look(&self, volume: &Arc<Volume>, device: &PowerDevice) -> Result<Seen, Wrong> {
+        let mut queue = Queue::new(volume, device.queue(0, 0), || {}).map_err(no_memory)?;
+        let mut seen = Seen { units: Vec::new(), failed: BTreeMap::new() };
+        let limits = queue.limits();
+        let mut offset = 0;
+        while offset < self.plan.capacity {
+            let len = limits.first_chunk(offset, self.plan.capacity - offset, PIECE);
+            if self.read(&mut queue, offset, len, true, &mut seen).is_err() {
+                for at in (offset..offset + len).step_by(self.plan.sector.len()) {
+                    let sector = self.plan.sector.bytes();
+                    if let Err(error) = self.read(&mut queue, at, sector, false, &mut seen) {
+                        let zeros = seen.units.len() + self.plan.sector.len() / UNIT;
+                        seen.units.resize(zeros, Found::Zeros);
+                        seen.failed.insert(self.plan.sector.count(at), error);
+                    }
+                }
+            }
+            offset += len;
+        }
+        Ok(seen)
+    }
+
+    fn read(
+        &self,
+        queue: &mut Queue<PowerDevice>,
+        offset: u64,
+        len: u64,
+        tentative: bool,
+        seen: &mut Seen,
+    ) -> Result<(), Error> {
+        let buffer = self.pool.take_whole(to_usize(len)).expect("one is in use at a time");
+        let mut bio = Bio::new(Op::Read, offset, len, Memory::Buffer(buffer));
+        bio.tentative = tentative;
+        let ended = queue.run(bio);
+        ended.result?;
+        let buffer = ended.bio.memory.buffer().expect("a bio comes back with its memory");
+        let units = buffer.as_slice()[..to_usize(len)].chunks(UNIT).zip(to_usize(offset) / UNIT..);
+        seen.units.extend(units.map(|(bytes, unit)| Found::of(bytes, unit, false)));
+        Ok(())
+    }
+
+    fn is_allowed(&self, view: View, lba: u64, found: &[Found]) -> bool {
+        let (model, units) = (&self.run.model, self.units_of(lba));
+        if self.plan.adopts() {
+            // Each unit is known of, but not which of them belong together.
+            return units.zip(found).all(|(unit, found)| model.allows(unit, &[*found], view));
+        }
+        model.allows(units.start, found, view)
+    }
+
+    fn judge_sector(
+        &mut self,
+        image: &Image,
+        volume: &Volume,
+        lba: u64,
+        seen: &Seen,
+    ) -> Result<(), Wrong> {
+        if let Some(&error) = seen.failed.get(&lba) {
+            return self.judge_failure(image, volume, lba, error);
+        }
+        let found = &seen.units[self.units_of(lba)];
+        if self.is_allowed(image.cut.view, lba, found) {
+            return Ok(());
+        }
+        let allowed = self.run.model.history(self.units_of(lba), image.cut.view);
+        Err(Wrong::Contents { lba, found: text(found), allowed })
+    }
+
+    /// Judges that a sector cannot be read: only one that is really torn may be so, which a sector of
+    /// 512 bytes never is.
+    fn judge_failure(
+        &mut self,
+        image: &Image,
+        volume: &Volume,
+        lba: u64,
+        error: Error,
+    ) -> Result<(), Wrong> {
+        let units = self.units_of(lba);
+        if image.cut.is_doubtful && self.is_in_session(units.clone(), image.cut.position) {
+            self.counts.lost += 1;
+            return Ok(());
+        }
+        let sector = self.plan.sector;
+        let at = volume.geometry().data_at(lba * sector.bytes());
+        let mut stored = vec![0; sector.len()];
+        image.device.peek(at, &mut stored);
+        if matches!(error, Error::Mismatch(_)) && !self.plan.adopts() {
+            let versions = self.run.journal.versions(at, sector.bytes(), image.cut.position);
+            if !versions.contains(&stored) {
+                self.counts.torn += 1;
+                return Ok(());
+            }
+        }
+        let stored: Vec<_> = stored
+            .chunks(UNIT)
+            .zip(units.clone())
+            .map(|(bytes, unit)| Found::of(bytes, unit, false))
+            .collect();
+        let allowed = self.run.model.history(units, image.cut.view);
+        Err(Wrong::FalseAlarm { lba, error, stored: text(&stored), allowed })
+    }
+
+    /// Returns whether something was written to these units since the volume was opened last.
+    pub(crate) fn is_in_session(&self, units: Range<usize>, position: usize) -> bool {
+        let opened = self.run.opened.iter().rev().find(|&&opened| opened < position);
+        let from = opened.copied().unwrap_or(0);
+        let view = View::Cut { position, durable: 0 };
+        let mut writes = self.run.model.writes_of(units, view).skip(1);
+        writes.any(|write| write.begun.position >= from)
+    }
+
+    fn judge_flip(&mut self, image: &Image, flip: &Flip, seen: &Seen) -> Result<(), Wrong> {
+        self.counts.injected += 1;
+        if seen.failed.contains_key(&flip.lba) {
+            self.counts.found += 1;
+            return Ok(());
+        }
+        let found = &seen.units[self.units_of(flip.lba)];
+        match flip.duty {
+            Duty::Find => {}
+            Duty::FindOrMend if self.is_allowed(image.cut.view, flip.lba, found) => {
+                self.counts.found += 1;
+                return Ok(());
+            }
+            Duty::FindOrMend => {}
+            Duty::Nothing => {
+                self.counts.excused += 1;
+                return Ok(());
+            }
+        }
+        Err(Wrong::Missed { lba: flip.lba, place: flip.place.name(), found: text(found) })
+    }
+
+    /// Uses a volume further after it was judged: writes, closes, opens and scrubs it. Nothing changes
+    /// but what is written, and what was corrupt and is written is no longer.
+    pub(crate) fn go_on(
+        &self,
+        image: &Image,
+        volume: &Arc<Volume>,
+        before: Seen,
+        mut lbas: Vec<u64>,
+    ) -> Result<(), Wrong> {
+        let Seen { mut units, mut failed } = before;
+        lbas.extend(failed.keys().next());
+        let sector = self.plan.sector;
+        let mut queue = Queue::new(volume, image.device.queue(0, 0), || {}).map_err(no_memory)?;
+        for (lba, number) in lbas.into_iter().zip(self.run.model.next()..) {
+            let range = self.units_of(lba);
+            let mut buffer = self.pool.take_whole(sector.len()).expect("one is in use at a time");
+            fill(&mut buffer.as_mut_slice()[..sector.len()], number, range.start);
+            let offset = lba * sector.bytes();
+            let bio = Bio::new(Op::Write, offset, sector.bytes(), Memory::Buffer(buffer));
+            let failed_to = |error| Wrong::Failed { what: format!("a write of LBA {lba}"), error };
+            queue.run(bio).result.map_err(failed_to)?;
+            failed.remove(&lba);
+            units[range].fill(Found::Write(number));
+        }
+        let flush = queue.run(Bio::flush()).result;
+        flush.map_err(|error| Wrong::Failed { what: "a flush".to_owned(), error })?;
+        queue.drain();
+        drop(queue);
+        volume.close(&mut image.device.queue(0, 0)).map_err(Wrong::NotClosed)?;
+        let volume = open(&mut image.device.queue(0, 0), self.plan, image.boot + 1)?;
+        if !volume.was_clean() {
+            return Err(Wrong::NotClean);
+        }
+        let after = self.look(&volume, &image.device)?;
+        self.compare(&Seen { units, failed }, &after)
+    }
+
+    fn compare(&self, before: &Seen, after: &Seen) -> Result<(), Wrong> {
+        let say = |seen: &Seen, lba| match seen.failed.get(&lba) {
+            Some(error) => error.to_string(),
+            None => text(&seen.units[self.units_of(lba)]),
+        };
+        for lba in 0..self.sectors() {
+            let range = self.units_of(lba);
+            let is_same = before.failed.contains_key(&lba) == after.failed.contains_key(&lba)
+                && before.units[range.clone()] == after.units[range];
+            if !is_same {
+                let (before, after) = (say(before, lba), say(after, lba));
+                return Err(Wrong::Changed { lba, before, after });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns what units have, for people.
+fn text(units: &[Found]) -> String {
+    if units.windows(2).all(|pair| pair[0] == pair[1]) {
+        return units.first().map_or_else(String::new, ToString::to_string);
+    }
+    let units: Vec<String> = units.iter().map(ToString::to_string).collect();
+    format!("[{}]", units.join(", "))
+}
