@@ -290,3 +290,6 @@ fn text(units: &[Found]) -> String {
     let units: Vec<String> = units.iter().map(ToString::to_string).collect();
     format!("[{}]", units.join(", "))
 }
+
+#[cfg(test)]
+mod tests;
