@@ -2,12 +2,13 @@
 
 use holdfast_sim::{PowerDevice, Random, Replay};
 use holdfast_units::to_u64;
+use holdfast_volume::Durability;
 
 use crate::alarm::{Alarm, Stage, Wrong};
 use crate::flip::Flip;
 use crate::judge::{Cut, Image, Judge};
 use crate::model::View;
-use crate::plan::{Durability, Plan};
+use crate::plan::Plan;
 use crate::report::Counts;
 use crate::run::{BOOT, Run};
 
@@ -70,10 +71,10 @@ struct Cuts<'r> {
 }
 
 /// How often, in 100 cuts, more is done than to open the volume and to read it.
-const FURTHER_PERCENT: u8 = 12;
-const RECOVERY_PERCENT: u8 = 6;
-const FLIPPED_PERCENT: u8 = 15;
-const KILL_PERCENT: u8 = 20;
+const FURTHER_PERCENT: u8 = 10;
+const RECOVERY_PERCENT: u8 = 3;
+const FLIPPED_PERCENT: u8 = 12;
+const KILL_PERCENT: u8 = 15;
 
 impl Cuts<'_> {
     /// Cuts the power here, and judges what is left.

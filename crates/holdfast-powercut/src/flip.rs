@@ -2,11 +2,11 @@
 
 use holdfast_sim::{PowerDevice, Random};
 use holdfast_units::to_u64;
-use holdfast_volume::Geometry;
+use holdfast_volume::{Durability, Geometry};
 
 use crate::judge::Judge;
 use crate::model::View;
-use crate::plan::{Durability, Plan};
+use crate::plan::Plan;
 use crate::run::Run;
 
 /// Where a bit is flipped.

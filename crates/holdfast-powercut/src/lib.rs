@@ -21,5 +21,4 @@ mod run;
 
 pub use alarm::Alarm;
 pub use check::{Outcome, check};
-pub use plan::Durability;
 pub use report::{Counts, Table};

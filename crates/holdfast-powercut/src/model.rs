@@ -164,7 +164,8 @@ impl Model {
         match view {
             View::Read(_) => true,
             View::Cut { position, .. } | View::Kill(position) => {
-                number == CREATION || self.writes[number].begun.position < position
+                // The latest moment at which the device was like that.
+                self.writes[number].begun.position <= position
             }
         }
     }
@@ -187,7 +188,7 @@ impl Model {
 
     /// Returns whether this may be found in the units of a sector from `first` on.
     pub(crate) fn allows(&self, first: usize, found: &[Found], view: View) -> bool {
-        if let Some(allowed) = self.allows_at_once(first, found, view) {
+        if let Some(allowed) = self.allows_whole(first, found, view) {
             return allowed;
         }
         let units = first..first + found.len();
@@ -210,13 +211,28 @@ impl Model {
         })
     }
 
-    /// Answers when that is quick: nothing was written here, or all is from the last write that
-    /// anything is known of.
-    fn allows_at_once(&self, first: usize, found: &[Found], view: View) -> Option<bool> {
-        let is_untouched = self.of_unit[first..first + found.len()]
-            .iter()
-            .all(|of_unit| of_unit.get(1).is_none_or(|&number| !self.has_begun(number, view)));
-        is_untouched.then(|| found.iter().all(|found| *found == Found::Zeros))
+    /// Answers when all units are from one write: then it must only be the last.
+    fn allows_whole(&self, first: usize, found: &[Found], view: View) -> Option<bool> {
+        let same = *found.first()?;
+        if found.iter().any(|found| *found != same) {
+            return None;
+        }
+        let of_units = &self.of_unit[first..first + found.len()];
+        let is_last = |number: usize| {
+            let mut others = of_units.iter().flatten();
+            !others.any(|&other| self.precedes(number, other) && self.is_required(other, view))
+        };
+        Some(match same {
+            Found::Foreign { .. } => false,
+            Found::Write(number) => {
+                let is_here = of_units.iter().all(|of_unit| of_unit.contains(&number));
+                is_here && self.has_begun(number, view) && is_last(number)
+            }
+            // What clears, clears all of a sector.
+            Found::Zeros => of_units[0].iter().any(|&number| {
+                self.writes[number].clears && self.has_begun(number, view) && is_last(number)
+            }),
+        })
     }
 
     /// Returns whether there is an order of writes after which these are the last of their units.
@@ -312,9 +328,19 @@ mod tests {
     fn what_had_not_begun_is_not_there() {
         let mut model = Model::new(1);
         let one = write(&mut model, 0..1, 5);
-        let view = View::Cut { position: 5, durable: 5 };
+        let view = View::Cut { position: 4, durable: 4 };
         assert!(!model.allows(0, &[Found::Write(one)], view));
         assert!(model.allows(0, &[ZEROS], view));
+    }
+
+    #[test]
+    fn what_took_no_event_is_there_with_the_last_event_before_it() {
+        let mut model = Model::new(1);
+        let number = model.begin(0..1, true, 5);
+        model.end(number, true, true, 5);
+        for view in [View::Cut { position: 5, durable: 5 }, View::Kill(5)] {
+            assert!(model.allows(0, &[ZEROS], view));
+        }
     }
 
     #[test]

@@ -7,32 +7,11 @@ use holdfast_bio::{Error, Op, ReadPolicy};
 use holdfast_checksum::GuardKind;
 use holdfast_sim::{Faults, Random};
 use holdfast_units::BlockSize;
-use holdfast_volume::CreateOptions;
+use holdfast_volume::{CreateOptions, Durability};
 
-/// What is stored before data are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Durability {
-    /// Tuples, durably.
-    Full,
-    /// Which regions are written, durably.
-    Bitmap,
-    /// Nothing.
-    None,
-}
-
-impl Durability {
-    /// All there are.
-    pub const ALL: [Self; 3] = [Self::Full, Self::Bitmap, Self::None];
-
-    /// Returns the name that users know.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Bitmap => "bitmap",
-            Self::None => "none",
-        }
-    }
-}
+/// All that a volume may have, in the order of the table.
+pub(crate) const DURABILITIES: [Durability; 3] =
+    [Durability::Full, Durability::Bitmap, Durability::None];
 
 /// In which way requests come to the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +95,7 @@ impl Plan {
             holdfast_units::to_usize(index)
         };
         let mut rest = seed;
-        let durability = Durability::ALL[turn(&mut rest, 3)];
+        let durability = DURABILITIES[turn(&mut rest, 3)];
         let guard = GuardKind::ALL[turn(&mut rest, 3)];
         let sector = [BlockSize::SECTOR, BlockSize::PAGE][turn(&mut rest, 2)];
         let trouble = match random.below(8) {
@@ -124,13 +103,13 @@ impl Plan {
             1 => Trouble::Errors,
             _ => Trouble::None,
         };
-        let is_long = sector == BlockSize::SECTOR && random.chance(4);
+        let is_long = sector == BlockSize::SECTOR && random.chance(2);
         let group = group_bytes(guard, sector);
         // More groups than the smallest cache has ways for, where groups are small.
         let groups = (1024 * KIB / group).max(1) + random.below((512 * KIB / group).max(1));
         let capacity = group * groups + (1 + random.below(6)) * 48 * KIB;
         let cache_bytes = if random.chance(50) { 0 } else { 1 << 20 };
-        let writes = holdfast_units::to_usize(60 + random.below(60));
+        let writes = holdfast_units::to_usize(60 + random.below(30));
         let zones = zones(capacity, group, random);
         let plan = Self {
             guard,
@@ -197,9 +176,9 @@ impl Plan {
         };
         let depth = holdfast_units::to_usize(1 + random.below(6));
         let requests = holdfast_units::to_usize(if self.is_long {
-            200 + random.below(200)
+            60 + random.below(60)
         } else {
-            8 + random.below(40)
+            4 + random.below(24)
         });
         Session { lanes, depth, requests, closes: random.chance(60) }
     }
@@ -281,7 +260,7 @@ mod tests {
         let mut plans: Vec<_> = (0..18)
             .map(|seed| {
                 let plan = Plan::new(seed, &mut Random::new(seed));
-                (plan.guard.to_string(), plan.sector, plan.durability)
+                (plan.guard.to_string(), plan.sector, plan.durability.name())
             })
             .collect();
         plans.sort_unstable();

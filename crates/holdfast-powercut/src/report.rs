@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use crate::plan::Durability;
+use holdfast_volume::Durability;
+
+use crate::plan::DURABILITIES;
 
 /// What was done, and what was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +27,9 @@ pub struct Counts {
     pub found: u64,
     /// Those that nobody promised to find.
     pub excused: u64,
+    /// Sectors that were torn and have the guard of what they should be, by chance: one of 65,536 with
+    /// guards of 16 bits.
+    pub chance: u64,
     /// Sectors that cannot be read since a flush lied.
     pub lost: u64,
     /// Runs in which something was wrong.
@@ -44,6 +49,7 @@ impl Counts {
         self.injected += injected;
         self.found += found;
         self.excused += excused;
+        self.chance += other.chance;
         self.lost += other.lost;
         self.alarms += other.alarms;
     }
@@ -52,13 +58,13 @@ impl Counts {
 /// The sums of many runs, for each durability.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
-    rows: [Counts; Durability::ALL.len()],
+    rows: [Counts; DURABILITIES.len()],
 }
 
 impl Table {
     /// Adds what came out of a run.
     pub fn add(&mut self, durability: Durability, counts: &Counts) {
-        let row = Durability::ALL.iter().position(|one| *one == durability);
+        let row = DURABILITIES.iter().position(|one| *one == durability);
         self.rows[row.expect("all are in the list")].add(counts);
     }
 }
@@ -67,7 +73,7 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<10} {:>7} {:>9} {:>8} {:>9} {:>13} {:>8} {:>8} {:>8} {:>7} {:>7} {:>6}",
+            "{:<10} {:>7} {:>9} {:>8} {:>9} {:>13} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>6}",
             "durability",
             "runs",
             "cuts",
@@ -78,17 +84,18 @@ impl fmt::Display for Table {
             "injected",
             "found",
             "excused",
+            "chance",
             "lost",
             "wrong"
         )?;
-        for (durability, counts) in Durability::ALL.iter().zip(&self.rows) {
+        for (durability, counts) in DURABILITIES.iter().zip(&self.rows) {
             let Counts { runs, cuts, kills, recoveries, sectors, torn, .. } = counts;
-            let Counts { injected, found, excused, lost, alarms, .. } = counts;
+            let Counts { injected, found, excused, chance, lost, alarms, .. } = counts;
             let name = durability.name();
             write!(
                 f,
                 "\n{name:<10} {runs:>7} {cuts:>9} {kills:>8} {recoveries:>9} {sectors:>13} {torn:>8} \
-                 {injected:>8} {found:>8} {excused:>7} {lost:>7} {alarms:>6}"
+                 {injected:>8} {found:>8} {excused:>7} {chance:>7} {lost:>7} {alarms:>6}"
             )?;
         }
         Ok(())

@@ -22,8 +22,10 @@ pub(crate) struct Run {
     pub(crate) journal: Journal,
     /// A device as it was in the end, from which others are made.
     pub(crate) device: PowerDevice,
-    /// The positions at which sessions began, and the volume was open, or being opened.
+    /// The positions at which the volume began to be opened.
     pub(crate) opened: Vec<usize>,
+    /// The positions at which it was open, so that nothing before that is in its log.
+    pub(crate) ready: Vec<usize>,
     /// The positions at which the volume was closed cleanly, up to the next opening.
     pub(crate) closed: Vec<usize>,
 }
@@ -35,9 +37,14 @@ pub(crate) const BOOT: u8 = 1;
 pub(crate) fn open<D: BlockDevice>(
     device: &mut D,
     plan: &Plan,
-    _boot: u8,
+    boot: u8,
 ) -> Result<Arc<Volume>, Wrong> {
-    let options = OpenOptions { cache_bytes: plan.cache_bytes, read_only: false };
+    let options = OpenOptions {
+        cache_bytes: plan.cache_bytes,
+        read_only: false,
+        durability: plan.durability,
+        boot: [boot; 16],
+    };
     Volume::open(device, &options).map_err(Wrong::NotOpened)
 }
 
@@ -58,8 +65,8 @@ impl Run {
             device.lie(flush);
         }
         let model = Model::new(to_usize(plan.capacity) / UNIT);
-        let (opened, closed) = (Vec::new(), vec![0]);
-        let mut run = Self { model, journal: device.journal(), device, opened, closed };
+        let (opened, ready, closed) = (Vec::new(), Vec::new(), vec![0]);
+        let mut run = Self { model, journal: device.journal(), device, opened, ready, closed };
         while run.device.journal().changes_before(run.device.position()) < plan.writes {
             run.session(plan, random)?;
         }
@@ -88,6 +95,7 @@ impl Run {
         let kind = Faults { failures: Vec::new(), ..faults.clone() };
         self.opened.push(self.device.position());
         let volume = open(&mut self.device(&kind, random), plan, BOOT)?;
+        self.ready.push(self.device.position());
         let is_sound = if session.lanes == [Path::Client] {
             self.client_session(plan, &session, &volume, &faults, random)?
         } else {
