@@ -1,9 +1,12 @@
 //! Bits that rot in a volume while nobody has it open.
 
+use std::ops::Range;
+
 use holdfast_sim::{PowerDevice, Random};
-use holdfast_units::to_u64;
+use holdfast_units::{to_u64, to_usize};
 use holdfast_volume::{Durability, Geometry};
 
+use crate::content::UNIT;
 use crate::judge::Judge;
 use crate::model::View;
 use crate::plan::Plan;
@@ -68,10 +71,12 @@ impl Flip {
         image.corrupt(at + random.below(len), 1 << random.below(8));
         let is_clean = run.is_closed(position);
         let is_in_session = judge.is_in_session(judge.units_of(lba), position);
+        let is_in_dirty_region = || judge.is_in_session(region_of(&geometry, lba), position);
         let duty = match (plan.durability, place) {
             _ if is_clean => Duty::Find,
             (Durability::Full, Place::Tuple) if is_in_session => Duty::FindOrMend,
             (Durability::Full, _) => Duty::Find,
+            (Durability::Bitmap, _) if !is_in_dirty_region() => Duty::Find,
             (Durability::Bitmap | Durability::None, _) => Duty::Nothing,
         };
         Some(Self { lba, place, duty })
@@ -85,12 +90,20 @@ fn choose(plan: &Plan, run: &Run, position: usize, random: &mut Random) -> u64 {
     let all = 0..run.model.units();
     let count =
         run.model.writes_of(all.clone(), view).filter(|write| write.clears == clears).count();
-    let which = holdfast_units::to_usize(random.below(to_u64(count.max(1))));
+    let which = to_usize(random.below(to_u64(count.max(1))));
     let mut chosen = run.model.writes_of(all.clone(), view).filter(|write| write.clears == clears);
     // The first that clears is all of the disk.
     let units = chosen.nth(which).map_or(all, |write| write.units.clone());
     let unit = to_u64(units.start) + random.below(to_u64(units.len()));
-    plan.sector.count(unit * to_u64(crate::content::UNIT))
+    plan.sector.count(unit * to_u64(UNIT))
+}
+
+/// Returns the units of the region of which a bitmap knows whether it is being written.
+fn region_of(geometry: &Geometry, lba: u64) -> Range<usize> {
+    let region = geometry.group_data().bytes().max(1 << 20);
+    let from = lba * geometry.sector().bytes() / region * region;
+    let to = (from + region).min(geometry.capacity());
+    to_usize(from) / UNIT..to_usize(to) / UNIT
 }
 
 /// Returns where the tuple of a sector is, and how long it is.

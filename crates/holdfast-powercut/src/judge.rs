@@ -78,7 +78,7 @@ impl<'r> Judge<'r> {
     /// Opens the volume of an image, reads all of it, and judges it.
     pub(crate) fn judge(&mut self, image: &mut Image) -> Result<(Arc<Volume>, Seen), Wrong> {
         let volume = open(&mut image.device, self.plan, image.boot)?;
-        let counted = volume.errors().total();
+        let (counted, damaged) = (volume.errors().total(), self.counts.damaged);
         let seen = self.look(&volume, &image.device)?;
         for lba in 0..self.sectors() {
             match image.flips.iter().find(|flip| flip.lba == lba) {
@@ -87,7 +87,9 @@ impl<'r> Judge<'r> {
             }
         }
         self.counts.sectors += self.sectors();
-        let found = volume.errors().total() - counted;
+        // One that a failed write has damaged is counted as any other that is corrupt.
+        let found =
+            (volume.errors().total() + damaged - counted).saturating_sub(self.counts.damaged);
         if found > 0 && image.flips.is_empty() && !image.cut.is_doubtful {
             return Err(Wrong::Counted { found, expected: 0 });
         }
@@ -179,6 +181,10 @@ impl<'r> Judge<'r> {
         let units = self.units_of(lba);
         if image.cut.is_doubtful && self.is_in_session(units.clone(), image.cut.position) {
             self.counts.lost += 1;
+            return Ok(());
+        }
+        if self.run.model.is_damaged(units.clone(), image.cut.view) {
+            self.counts.damaged += 1;
             return Ok(());
         }
         let (stored, found) = self.stored(image, volume, lba);

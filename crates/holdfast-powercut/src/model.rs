@@ -129,6 +129,22 @@ impl Model {
         self.involved(units, view).into_iter().map(|number| &self.writes[number])
     }
 
+    /// Returns whether a write that failed may have left a sector of these units as nothing whole:
+    /// none has written all of it since.
+    pub(crate) fn is_damaged(&self, units: Range<usize>, view: View) -> bool {
+        let involved = self.involved(units.clone(), view);
+        let has_failed =
+            |number: usize| self.writes[number].ended.is_some() && !self.writes[number].is_sure;
+        let is_mended = |failed: usize| {
+            involved.iter().any(|&later| {
+                let of_later = &self.writes[later].units;
+                let covers = of_later.start <= units.start && units.end <= of_later.end;
+                covers && self.precedes(failed, later) && self.is_required(later, view)
+            })
+        };
+        involved.iter().any(|&number| has_failed(number) && !is_mended(number))
+    }
+
     /// Returns the writes of which some may be found in these units, for people.
     pub(crate) fn history(&self, units: Range<usize>, view: View) -> String {
         let mut history = String::from("zeros at first");
@@ -392,6 +408,22 @@ mod tests {
         let part = write(&mut model, 0..1, 7);
         assert!(model.allows(0, &[Found::Write(part), ZEROS], CUT));
         assert!(model.allows(0, &[ZEROS, ZEROS], CUT));
+    }
+
+    #[test]
+    fn a_write_that_failed_damages_until_all_of_the_sector_is_written() {
+        let mut model = Model::new(2);
+        assert!(!model.is_damaged(0..2, CUT));
+        let failed = model.begin(0..2, false, 1);
+        model.end(failed, false, false, 2);
+        assert!(model.is_damaged(0..2, CUT));
+        write(&mut model, 0..1, 3);
+        flush(&mut model, 5);
+        assert!(model.is_damaged(0..2, CUT));
+        write(&mut model, 0..2, 7);
+        assert!(model.is_damaged(0..2, CUT));
+        flush(&mut model, 9);
+        assert!(!model.is_damaged(0..2, CUT));
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Counts {
     /// Sectors that were torn and have the guard of what they should be, by chance: one of 65,536 with
     /// guards of 16 bits.
     pub chance: u64,
+    /// Sectors that cannot be read since a write of them failed.
+    pub damaged: u64,
     /// Sectors that cannot be read since a flush lied.
     pub lost: u64,
     /// Runs in which something was wrong.
@@ -50,6 +52,7 @@ impl Counts {
         self.found += found;
         self.excused += excused;
         self.chance += other.chance;
+        self.damaged += other.damaged;
         self.lost += other.lost;
         self.alarms += other.alarms;
     }
@@ -73,7 +76,7 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<10} {:>7} {:>9} {:>8} {:>9} {:>13} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>6}",
+            "{:<10} {:>7} {:>9} {:>8} {:>9} {:>13} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>7} {:>6}",
             "durability",
             "runs",
             "cuts",
@@ -85,17 +88,18 @@ impl fmt::Display for Table {
             "found",
             "excused",
             "chance",
+            "damaged",
             "lost",
             "wrong"
         )?;
         for (durability, counts) in DURABILITIES.iter().zip(&self.rows) {
             let Counts { runs, cuts, kills, recoveries, sectors, torn, .. } = counts;
-            let Counts { injected, found, excused, chance, lost, alarms, .. } = counts;
+            let Counts { injected, found, excused, chance, damaged, lost, alarms, .. } = counts;
             let name = durability.name();
             write!(
                 f,
                 "\n{name:<10} {runs:>7} {cuts:>9} {kills:>8} {recoveries:>9} {sectors:>13} {torn:>8} \
-                 {injected:>8} {found:>8} {excused:>7} {chance:>7} {lost:>7} {alarms:>6}"
+                 {injected:>8} {found:>8} {excused:>7} {chance:>7} {damaged:>7} {lost:>7} {alarms:>6}"
             )?;
         }
         Ok(())

@@ -196,7 +196,15 @@ impl Run {
             self.model.end(write, result.is_ok(), ask.fua, position);
         }
         if let Err(error) = result {
-            let may_fail = plan.trouble == Trouble::Errors && !matches!(error, Error::Mismatch(_));
+            let may_fail = plan.trouble == Trouble::Errors
+                && match error {
+                    Error::Mismatch(mismatch) => {
+                        let of_sector = plan.sector.len() / UNIT;
+                        let first = to_usize(mismatch.lba) * of_sector;
+                        self.model.is_damaged(first..first + of_sector, View::Read(begun))
+                    }
+                    _ => true,
+                };
             return if may_fail {
                 Ok(())
             } else {
