@@ -267,5 +267,14 @@ impl BlockDevice for PowerDevice {
     }
 }
 
+impl Drop for PowerDevice {
+    fn drop(&mut self) {
+        // As a queue of the kernel does, it waits for what is in flight.
+        for flight in std::mem::take(&mut self.flights) {
+            drop(self.end(flight));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -209,6 +209,15 @@ fn a_write_in_flight_is_not_read() {
 }
 
 #[test]
+fn what_is_in_flight_ends_when_its_queue_is_dropped() {
+    let device = PowerDevice::new(CAPACITY);
+    let mut queue = device.queue(90, 0);
+    write(&mut queue, 0, LEN, 1, false);
+    drop(queue);
+    assert_eq!(units(&device), [1; 16]);
+}
+
+#[test]
 fn versions_are_complete_changes_in_their_order() {
     let mut device = PowerDevice::new(CAPACITY);
     for (offset, len, byte) in [(0, LEN, 1), (0, 1024, 2), (1024, 3072, 2), (8192, 4096, 3)] {
