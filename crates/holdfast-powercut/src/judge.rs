@@ -159,6 +159,11 @@ impl<'r> Judge<'r> {
         }
         let found = &seen.units[self.units_of(lba)];
         if self.is_allowed(image.cut.view, lba, found) {
+            let position = image.cut.position;
+            let promised = View::Cut { position, durable: position };
+            if image.cut.is_doubtful && !self.is_allowed(promised, lba, found) {
+                self.counts.silent += 1;
+            }
             return Ok(());
         }
         if self.has_same_guard(image, volume, lba) {

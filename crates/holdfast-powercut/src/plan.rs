@@ -6,7 +6,7 @@ use std::ops::Range;
 use holdfast_bio::{Error, Op, ReadPolicy};
 use holdfast_checksum::GuardKind;
 use holdfast_sim::{Faults, Random};
-use holdfast_units::BlockSize;
+use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_volume::{CreateOptions, Durability};
 
 /// All that a volume may have, in the order of the table.
@@ -84,6 +84,8 @@ pub(crate) struct Ask {
 }
 
 const KIB: u64 = 1 << 10;
+/// A long request: a whole group, or two.
+const LONG: u64 = 256 * KIB;
 
 impl Plan {
     /// Makes the plan of a seed. The formats and durabilities are taken in turn, so that some seeds in
@@ -92,7 +94,7 @@ impl Plan {
         let turn = |of: &mut u64, count: u64| {
             let index = *of % count;
             *of /= count;
-            holdfast_units::to_usize(index)
+            to_usize(index)
         };
         let mut rest = seed;
         let durability = DURABILITIES[turn(&mut rest, 3)];
@@ -103,13 +105,14 @@ impl Plan {
             1 => Trouble::Errors,
             _ => Trouble::None,
         };
-        let is_long = sector == BlockSize::SECTOR && random.chance(2);
+        let is_small = sector == BlockSize::SECTOR && durability == Durability::Full;
+        let is_long = is_small && random.chance(6);
         let group = group_bytes(guard, sector);
         // More groups than the smallest cache has ways for, where groups are small.
         let groups = (1024 * KIB / group).max(1) + random.below((512 * KIB / group).max(1));
         let capacity = group * groups + (1 + random.below(6)) * 48 * KIB;
         let cache_bytes = if random.chance(50) { 0 } else { 1 << 20 };
-        let writes = holdfast_units::to_usize(60 + random.below(30));
+        let writes = to_usize(40 + random.below(30));
         let zones = zones(capacity, group, random);
         let plan = Self {
             guard,
@@ -140,8 +143,8 @@ impl Plan {
     /// Returns what the devices of a session do wrong.
     pub(crate) fn faults(&self, random: &mut Random) -> Faults {
         let mut faults = Faults {
-            short_percent: [0, 0, 5, 20][holdfast_units::to_usize(random.below(4))],
-            full_percent: [0, 0, 10][holdfast_units::to_usize(random.below(3))],
+            short_percent: [0, 0, 5, 20][to_usize(random.below(4))],
+            full_percent: [0, 0, 10][to_usize(random.below(3))],
             plain: random.chance(15),
             ..Faults::default()
         };
@@ -162,8 +165,7 @@ impl Plan {
     /// Returns how the volume is used next.
     pub(crate) fn session(&self, random: &mut Random) -> Session {
         let policy = |random: &mut Random| {
-            [ReadPolicy::Always, ReadPolicy::Lazy, ReadPolicy::Never]
-                [holdfast_units::to_usize(random.below(3))]
+            [ReadPolicy::Always, ReadPolicy::Lazy, ReadPolicy::Never][to_usize(random.below(3))]
         };
         let lanes = match random.below(6) {
             0 => vec![Path::Client],
@@ -174,18 +176,16 @@ impl Plan {
                 })
                 .collect(),
         };
-        let depth = holdfast_units::to_usize(1 + random.below(6));
-        let requests = holdfast_units::to_usize(if self.is_long {
-            60 + random.below(60)
-        } else {
-            4 + random.below(24)
-        });
+        let depth = to_usize(1 + random.below(6));
+        let requests =
+            to_usize(if self.is_long { 120 + random.below(60) } else { 4 + random.below(20) });
         Session { lanes, depth, requests, closes: random.chance(60) }
     }
 
     /// Returns the next request.
     pub(crate) fn ask(&self, random: &mut Random) -> Ask {
         let op = match random.below(100) {
+            _ if self.is_long && random.chance(80) => Op::Write,
             0..62 => Op::Write,
             62..74 => Op::Read,
             74..80 => Op::Discard,
@@ -196,15 +196,14 @@ impl Plan {
             return Ask { op, offset: 0, len: 0, fua: false };
         }
         // Parts of sectors are read and written, but only whole ones cleared.
+        if self.is_long && op == Op::Write {
+            let offset = random.below(self.capacity / LONG) * LONG;
+            return Ask { op, offset, len: LONG, fua: false };
+        }
         let may_be_part = matches!(op, Op::Write | Op::Read) && random.chance(60);
         let grain = if may_be_part { BlockSize::SECTOR } else { self.sector }.bytes();
-        let zone = if self.is_long {
-            0..self.capacity
-        } else {
-            self.zones[holdfast_units::to_usize(random.below(self.zones.len() as u64))].clone()
-        };
+        let zone = &self.zones[to_usize(random.below(to_u64(self.zones.len())))];
         let most = match random.below(20) {
-            _ if self.is_long => 256 * KIB,
             0 => 128 * KIB,
             1..5 => 32 * KIB,
             _ => 6 * KIB,

@@ -11,6 +11,8 @@ use crate::plan::DURABILITIES;
 pub struct Counts {
     /// Runs.
     pub runs: u64,
+    /// Runs in which the tuple log was used all around, and begun anew.
+    pub turned: u64,
     /// Power cuts of runs: one at each event of the device.
     pub cuts: u64,
     /// Kills of the process, with the machine going on.
@@ -34,26 +36,28 @@ pub struct Counts {
     pub damaged: u64,
     /// Sectors that cannot be read since a flush lied.
     pub lost: u64,
+    /// Sectors that are older than they should be since a flush lied, and are not known to be.
+    pub silent: u64,
     /// Runs in which something was wrong.
     pub alarms: u64,
 }
 
 impl Counts {
     fn add(&mut self, other: &Self) {
-        let Self { runs, cuts, kills, recoveries, sectors, torn, injected, found, excused, .. } =
-            other;
-        self.runs += runs;
-        self.cuts += cuts;
-        self.kills += kills;
-        self.recoveries += recoveries;
-        self.sectors += sectors;
-        self.torn += torn;
-        self.injected += injected;
-        self.found += found;
-        self.excused += excused;
+        self.runs += other.runs;
+        self.turned += other.turned;
+        self.cuts += other.cuts;
+        self.kills += other.kills;
+        self.recoveries += other.recoveries;
+        self.sectors += other.sectors;
+        self.torn += other.torn;
+        self.injected += other.injected;
+        self.found += other.found;
+        self.excused += other.excused;
         self.chance += other.chance;
         self.damaged += other.damaged;
         self.lost += other.lost;
+        self.silent += other.silent;
         self.alarms += other.alarms;
     }
 }
@@ -72,35 +76,34 @@ impl Table {
     }
 }
 
+/// A column: its name, how wide it is, and what is in it.
+type Column = (&'static str, usize, fn(&Counts) -> u64);
+
+const COLUMNS: [Column; 15] = [
+    ("runs", 6, |counts| counts.runs),
+    ("turned", 7, |counts| counts.turned),
+    ("cuts", 9, |counts| counts.cuts),
+    ("kills", 8, |counts| counts.kills),
+    ("in recovery", 12, |counts| counts.recoveries),
+    ("sectors", 13, |counts| counts.sectors),
+    ("torn", 9, |counts| counts.torn),
+    ("injected", 9, |counts| counts.injected),
+    ("found", 8, |counts| counts.found),
+    ("excused", 8, |counts| counts.excused),
+    ("chance", 7, |counts| counts.chance),
+    ("damaged", 8, |counts| counts.damaged),
+    ("lost", 7, |counts| counts.lost),
+    ("silent", 7, |counts| counts.silent),
+    ("wrong", 6, |counts| counts.alarms),
+];
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:<10} {:>7} {:>9} {:>8} {:>9} {:>13} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>7} {:>6}",
-            "durability",
-            "runs",
-            "cuts",
-            "kills",
-            "in recov.",
-            "sectors",
-            "torn",
-            "injected",
-            "found",
-            "excused",
-            "chance",
-            "damaged",
-            "lost",
-            "wrong"
-        )?;
+        write!(f, "{:<10}", "durability")?;
+        COLUMNS.iter().try_for_each(|(name, width, _)| write!(f, " {name:>width$}"))?;
         for (durability, counts) in DURABILITIES.iter().zip(&self.rows) {
-            let Counts { runs, cuts, kills, recoveries, sectors, torn, .. } = counts;
-            let Counts { injected, found, excused, chance, damaged, lost, alarms, .. } = counts;
-            let name = durability.name();
-            write!(
-                f,
-                "\n{name:<10} {runs:>7} {cuts:>9} {kills:>8} {recoveries:>9} {sectors:>13} {torn:>8} \
-                 {injected:>8} {found:>8} {excused:>7} {chance:>7} {damaged:>7} {lost:>7} {alarms:>6}"
-            )?;
+            write!(f, "\n{:<10}", durability.name())?;
+            COLUMNS.iter().try_for_each(|(_, width, of)| write!(f, " {:>width$}", of(counts)))?;
         }
         Ok(())
     }

@@ -81,6 +81,24 @@ impl Run {
         closed.is_some_and(|closed| opened.is_none_or(|opened| opened < closed))
     }
 
+    /// Returns whether the first half of the tuple log was used once more after the second.
+    pub(crate) fn has_turned(&self, plan: &Plan) -> bool {
+        let Ok(geometry) = plan.options().geometry() else { return false };
+        let (log, len) = geometry.log();
+        let (mut session, mut was_second) = (0, false);
+        self.journal.places().any(|(position, at)| {
+            let opened = self.opened.partition_point(|&opened| opened <= position);
+            let ready = self.ready.partition_point(|&ready| ready <= position);
+            if ready != session {
+                (session, was_second) = (ready, false);
+            }
+            // Who opens the volume fills all of the log.
+            let is_in_use = opened == ready;
+            was_second |= is_in_use && (log + len / 2..log + len).contains(&at);
+            is_in_use && was_second && (log..log + len / 2).contains(&at)
+        })
+    }
+
     /// Returns a device for a session.
     fn device(&self, faults: &Faults, random: &mut Random) -> Device {
         let late = [0, 30, 60][to_usize(random.below(3))];

@@ -141,6 +141,14 @@ impl Journal {
         events.filter(|event| matches!(event, Event::Began(_))).count()
     }
 
+    /// Returns at which position each change began, and where it begins, in bytes of the device.
+    pub fn places(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.events.iter().enumerate().filter_map(|(position, event)| match *event {
+            Event::Began(number) => Some((position, self.changes[number].offset)),
+            _ => None,
+        })
+    }
+
     /// Returns how the `len` bytes at `offset` looked whenever a change to them was complete, of
     /// those that began before `position`: first what was there in the beginning. A change of
     /// several bios is complete with the one that reaches the end of the range.
