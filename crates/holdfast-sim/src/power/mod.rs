@@ -77,7 +77,7 @@ impl PowerDevice {
     }
 
     /// Opens another queue of the same medium. When a queue is reaped, `late_percent` of 100 bios
-    /// stay in flight, and unless that is 0 the others end in any order.
+    /// stay in flight, of flushes more, and unless that is 0 the others end in any order.
     #[must_use]
     pub fn queue(&self, late_percent: u8, seed: u64) -> Self {
         let (medium, random) = (Arc::clone(&self.medium), Random::new(seed));
@@ -252,9 +252,12 @@ impl BlockDevice for PowerDevice {
             return;
         }
         for _ in 0..self.flights.len() {
-            let which = self.random.below(to_u64(self.flights.len()));
-            if !self.random.chance(self.late_percent) {
-                let flight = self.flights.swap_remove(to_usize(which));
+            let which = to_usize(self.random.below(to_u64(self.flights.len())));
+            let is_flush = self.flights[which].bio.op == Op::Flush;
+            let late_percent =
+                if is_flush { self.late_percent.midpoint(100) } else { self.late_percent };
+            if !self.random.chance(late_percent) {
+                let flight = self.flights.swap_remove(which);
                 ended.push(self.end(flight));
             }
         }
