@@ -166,7 +166,7 @@ impl<'r> Judge<'r> {
             }
             return Ok(());
         }
-        if self.has_same_guard(image, volume, lba) {
+        if self.has_guard_by_chance(image, volume, lba) {
             self.counts.chance += 1;
             return Ok(());
         }
@@ -221,13 +221,17 @@ impl<'r> Judge<'r> {
         self.run.journal.versions(at, sector, image.cut.position)
     }
 
-    /// Returns whether a sector that is none of what it should be has a guard of what it should be,
-    /// as one of 65,536 has with the shortest guard.
-    fn has_same_guard(&self, image: &Image, volume: &Volume, lba: u64) -> bool {
+    /// Returns whether a sector is torn and has the guard of what it was to be, as one of 65,536 has
+    /// with the shortest guard. What was whole once is not torn.
+    fn has_guard_by_chance(&self, image: &Image, volume: &Volume, lba: u64) -> bool {
         let kind = self.plan.guard;
-        let stored = checksum(kind, &self.stored(image, volume, lba).0);
-        let versions = self.versions(image, volume, lba);
-        kind.bits() == 16 && versions.iter().any(|version| checksum(kind, version) == stored)
+        if kind.bits() != 16 || self.plan.adopts() {
+            return false;
+        }
+        let stored = self.stored(image, volume, lba).0;
+        let (guard, versions) = (checksum(kind, &stored), self.versions(image, volume, lba));
+        !versions.contains(&stored)
+            && versions.iter().any(|version| checksum(kind, version) == guard)
     }
 
     /// Returns whether something was written to these units that the log may name.
