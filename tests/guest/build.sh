@@ -67,7 +67,7 @@ version=$(ls "$kernel/lib/modules")
 
 rm -rf "$root"
 mkdir -p "$root"/{bin,dev,lib/modules/"$version",mnt,proc,sbin,sys,tmp}
-for program in memhog mutate pattern; do
+for program in memhog mutate outage pattern; do
     cc -O2 -Wall -Wextra -static -pthread -o "$root/bin/$program" "$sources/$program.c"
 done
 for program in busybox e2fsck mke2fs mkfs.xfs xfs_repair; do

@@ -2,6 +2,12 @@
 #
 #   scenarios  what to run, separated by commas
 #   seconds    how long each phase of a mutation takes
+#
+# and for an outage
+#
+#   filesystem  ext4 or xfs
+#   seed        decides what the writers do
+#   steps       the last step that each writer had done, separated by commas
 
 disk=/dev/vda
 failed=0
@@ -25,6 +31,7 @@ run_all() {
     for scenario in $(echo "$scenarios" | tr , ' '); do
         case $scenario in
         pattern | write | check | rewrite | recheck | swap | xfs | ext4 | mutate) "run_$scenario" ;;
+        outage-make | outage-check | outage-load) "run_$(echo $scenario | tr - _)" ;;
         *) check "scenario-$scenario" false ;;
         esac
         # What the kernel complains of at shutdown belongs to the scenario as well.
@@ -153,4 +160,41 @@ run_mutate() {
     check mutate-uring-16k mutate uring 16 16 32 $seconds $disk
     check mutate-psync-128k mutate psync 128 4 64 $seconds $disk
     check mutate-aio-20k mutate aio 20 16 32 $seconds $disk
+}
+
+# What comes before the first outage.
+run_outage_make() {
+    modprobe $filesystem
+    case $filesystem in
+    xfs) check outage-mkfs mkfs.xfs -q -f $disk ;;
+    ext4) check outage-mkfs /sbin/mke2fs -q -F -t ext4 $disk ;;
+    esac
+    check outage-mount mount -t $filesystem $disk /mnt
+}
+
+# What comes after each: the file system's own recovery, and then nothing may be amiss.
+run_outage_check() {
+    modprobe $filesystem
+    check outage-recover mount -t $filesystem $disk /mnt || return
+    check outage-replayed has_replayed
+    check outage-files outage check /mnt $seed $steps
+    check outage-unmount umount /mnt
+    case $filesystem in
+    xfs) check outage-repair is_clean_xfs ;;
+    ext4) check outage-fsck /sbin/e2fsck -f -n $disk ;;
+    esac
+    check outage-mount mount -t $filesystem $disk /mnt
+}
+
+# Without anything to replay, the outage came when nothing was written.
+has_replayed() {
+    dmesg | grep -E 'EXT4-fs .*recovery complete|XFS .*Ending recovery'
+}
+
+# Until the machine dies, with a page cache that is written all the time.
+run_outage_load() {
+    [ $failed = 0 ] || return
+    echo 20 >/proc/sys/vm/dirty_writeback_centisecs
+    echo 50 >/proc/sys/vm/dirty_expire_centisecs
+    check outage-load outage load /mnt $seed $steps
 }
