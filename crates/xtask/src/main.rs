@@ -50,11 +50,11 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Chore {
-    /// Everything that CI checks: `lint`, then `test` (about 10 minutes)
+    /// Everything that CI checks: `lint`, then `test` (about 11 minutes)
     Ci,
     /// Formatting, clippy, rustdoc, `layers` and `tidy`, with warnings as errors (1 minute)
     Lint,
-    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz`, `e2e`, a short `torture` and `powercut` (about 9 minutes)
+    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz`, `e2e`, `powercut`, and a short `torture` and `guest` (about 10 minutes)
     Test,
     /// Unit, integration and documentation tests of every crate (1 minute)
     Unit,
@@ -71,7 +71,7 @@ enum Chore {
     Fuzz(fuzz::Options),
     /// Drives the program with qemu, libnbd and fio (2 minutes, and a release build)
     E2e(e2e::Options),
-    /// Boots Linux with a volume as its disk: file systems, swap, buffers that change in flight (6 minutes)
+    /// Boots Linux with a volume as its disk: file systems, swap, buffers that change in flight, outages (16 minutes)
     Guest(guest::Options),
     /// The worst guest against every format, while sectors rot, and while the server is killed (25 minutes)
     Torture(torture::Options),

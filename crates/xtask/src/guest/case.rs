@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::outage;
 use super::play::{self, Play};
 
 /// A fresh volume, and a guest that has it as its disk.
@@ -51,6 +52,28 @@ pub(super) const SHORT: Case = Case {
     scenarios: "ext4,mutate",
     seconds: 2,
     ..DEFAULT
+};
+
+/// Also in the short run, as is the next.
+pub(super) const OUTAGE_EXT4: Case = Case {
+    name: "outage-ext4",
+    about: "guest and server are killed together; the journal is replayed, what was fsynced is there",
+    guard: "crc16",
+    sector: "512",
+    queues: 2,
+    limit: outage::ROUND_LIMIT,
+    peer: false,
+    play: outage::ext4,
+    ..DEFAULT
+};
+
+pub(super) const OUTAGE_XFS: Case = Case {
+    name: "outage-xfs",
+    about: "the same with XFS",
+    guard: "crc32c",
+    sector: "4096",
+    play: outage::xfs,
+    ..OUTAGE_EXT4
 };
 
 /// What runs when nothing is named.
@@ -134,6 +157,8 @@ pub(super) const ALL: &[Case] = &[
         play: play::killed,
         ..DEFAULT
     },
+    OUTAGE_EXT4,
+    OUTAGE_XFS,
     Case {
         name: "never",
         about: "without a copy of what changes in flight, the test of it fails",

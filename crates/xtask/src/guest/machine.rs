@@ -17,6 +17,13 @@ pub(super) const COMPLAINTS: &str = "qemu.log";
 
 const POWER_OFF: Duration = Duration::from_secs(30);
 
+/// Who of a guest and its server is killed some microseconds before the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KillOrder {
+    GuestFirst,
+    ServerFirst,
+}
+
 /// A guest that was booted; killed when it is dropped.
 pub(super) struct Machine<'a> {
     desk: &'a Desk<'a>,
@@ -29,6 +36,16 @@ impl<'a> Machine<'a> {
     /// Boots a guest that runs these scenarios, separated by commas. With `reconnect`, its disk
     /// waits for a new server when the old one goes away.
     pub(super) fn boot(play: &Play<'a>, scenarios: &str, reconnect: bool) -> Result<Self> {
+        Self::boot_with(play, scenarios, reconnect, &[])
+    }
+
+    /// Boots a guest that is told more than that, as names and values.
+    pub(super) fn boot_with(
+        play: &Play<'a>,
+        scenarios: &str,
+        reconnect: bool,
+        more: &[(&str, &str)],
+    ) -> Result<Self> {
         let case = play.case;
         let memory = case.memory_mib;
         let backend = format!("memory-backend-memfd,id=memory,share=on,size={memory}M");
@@ -37,11 +54,14 @@ impl<'a> Machine<'a> {
         let disk = format!("vhost-user-blk-pci,chardev=disk,num-queues={}", case.queues);
         let (kernel, initramfs) =
             (format!("{}/vmlinuz", play.image), format!("{}/initramfs.gz", play.image));
-        let parameters = format!(
+        let mut parameters = format!(
             "console=ttyS0 quiet loglevel=1 panic=-1 oops=panic \
              holdfast.scenarios={scenarios} holdfast.seconds={}",
             case.seconds
         );
+        for (name, value) in more {
+            parameters.push_str(&format!(" holdfast.{name}={value}"));
+        }
         let memory = memory.to_string();
         // Software emulation, which is everywhere: machines that run tests are often guests themselves.
         let mut qemu = command(
@@ -88,7 +108,19 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn said(&self) -> Result<String> {
+    /// Kills it and the server at the same time; returns what it said until then.
+    pub(super) fn kill_with(self, server: &mut Server<'_>, order: KillOrder) -> Result<String> {
+        let (desk, log_start) = (self.desk, self.log_start);
+        let disk = server.take()?;
+        match order {
+            KillOrder::GuestFirst => Running::kill_both(self.qemu, disk)?,
+            KillOrder::ServerFirst => Running::kill_both(disk, self.qemu)?,
+        }
+        Ok(desk.text(SERIAL)?.get(log_start..).unwrap_or_default().to_owned())
+    }
+
+    /// What it has said since it was booted.
+    pub(super) fn said(&self) -> Result<String> {
         let text = self.desk.text(SERIAL)?;
         Ok(text.get(self.log_start..).unwrap_or_default().to_owned())
     }

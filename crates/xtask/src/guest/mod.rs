@@ -9,18 +9,20 @@ mod case;
 mod counters;
 mod image;
 mod machine;
+mod outage;
 mod play;
 mod process;
 mod server;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use std::{fmt, fs};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use self::case::{ALL, Case, SHORT};
+use self::case::{ALL, Case, OUTAGE_EXT4, OUTAGE_XFS, SHORT};
+use self::outage::Outages;
 use self::play::Play;
 use self::process::Desk;
 use self::server::Kind;
@@ -40,7 +42,7 @@ pub(crate) struct Options {
     /// Only say which scenarios there are
     #[arg(long)]
     pub(crate) list: bool,
-    /// Run one boot only, with what finds most (1 minute)
+    /// Run what finds most only: one boot, and one outage with each file system (2 minutes)
     #[arg(long, conflicts_with = "names")]
     short: bool,
     /// Run this program instead of building one from this workspace
@@ -49,6 +51,12 @@ pub(crate) struct Options {
     /// Serve a raw file with qemu-storage-daemon instead: to tell a fault of the guest from one of Holdfast
     #[arg(long)]
     peer: bool,
+    /// How often each outage scenario kills guest and server [default: 20, or 1 with --short]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// The seed of what outage scenarios write, and when they kill [default: from the time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 }
 
 impl Options {
@@ -56,6 +64,16 @@ impl Options {
     pub(crate) fn short() -> Self {
         Self { short: true, ..Self::default() }
     }
+
+    fn outages(&self) -> Outages {
+        let rounds = self.rounds.unwrap_or(if self.short { 1 } else { outage::ROUNDS });
+        Outages { rounds, seed: self.seed.unwrap_or_else(seed_of_now) }
+    }
+}
+
+fn seed_of_now() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since_1970.map_or(0, |time| time.as_secs())
 }
 
 impl fmt::Display for Options {
@@ -68,6 +86,8 @@ impl fmt::Display for Options {
         if self.short {
             f.write_str(" --short")?;
         }
+        self.rounds.iter().try_for_each(|rounds| write!(f, " --rounds {rounds}"))?;
+        self.seed.iter().try_for_each(|seed| write!(f, " --seed {seed}"))?;
         self.names.iter().try_for_each(|name| write!(f, " {name}"))
     }
 }
@@ -92,10 +112,11 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     };
     let kind = program.as_deref().map_or(Kind::Peer, Kind::Holdfast);
     let root = workspace.target.join(format!("tmp/guest-{}", std::process::id()));
+    let outages = options.outages();
     let mut failed = Vec::new();
-    println!();
+    println!("\nseed {}", outages.seed);
     for case in cases {
-        if !played(case, &root.join(case.name), kind, &image)? {
+        if !played(case, &root.join(case.name), kind, &image, outages)? {
             failed.push(case.name);
         }
     }
@@ -106,11 +127,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
 }
 
 fn chosen(options: &Options) -> Result<Vec<&'static Case>> {
+    let suits = |case: &&Case| case.peer || !options.peer;
     if options.short {
-        return Ok(vec![&SHORT]);
+        return Ok([&SHORT, &OUTAGE_EXT4, &OUTAGE_XFS].into_iter().filter(suits).collect());
     }
     if options.names.is_empty() {
-        return Ok(ALL.iter().filter(|case| case.peer || !options.peer).collect());
+        return Ok(ALL.iter().filter(suits).collect());
     }
     let find = |name: &String| ALL.iter().chain([&SHORT]).find(|case| case.name == name);
     let known = |name| {
@@ -125,13 +147,19 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 /// Plays one case, says how it ended, and returns whether that is fine.
-fn played(case: &'static Case, directory: &Path, kind: Kind<'_>, image: &Path) -> Result<bool> {
+fn played(
+    case: &'static Case,
+    directory: &Path,
+    kind: Kind<'_>,
+    image: &Path,
+    outages: Outages,
+) -> Result<bool> {
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let started = Instant::now();
     let desk = Desk { directory, deadline: started + case.limit };
     let image = image.to_str().context("the path of the guest is not UTF-8")?;
-    let result = (case.play)(&Play { desk: &desk, kind, case, image });
+    let result = (case.play)(&Play { desk: &desk, kind, case, image, outages });
     let Case { name, about, guard, sector, queues, policy, .. } = case;
     let seconds = started.elapsed().as_secs_f64();
     let with = format!("{guard}, sectors of {sector}, queues: {queues}, {policy}");
@@ -163,9 +191,23 @@ mod tests {
     }
 
     #[test]
-    fn the_short_run_is_one_scenario() {
-        let options = Options { short: true, ..Options::default() };
-        assert_eq!(chosen(&options).unwrap()[0].name, "short");
+    fn the_short_run_has_one_outage_of_each_file_system() {
+        let options = Options::short();
+        let names: Vec<_> = chosen(&options).unwrap().iter().map(|case| case.name).collect();
+        assert_eq!(names, ["short", "outage-ext4", "outage-xfs"]);
+        assert_eq!(options.outages().rounds, 1);
+    }
+
+    #[test]
+    fn a_run_with_outages_can_be_repeated() {
+        let options = Options { rounds: Some(3), seed: Some(7), ..Options::short() };
+        assert_eq!(options.to_string(), "guest --short --rounds 3 --seed 7");
+    }
+
+    #[test]
+    fn the_peer_has_no_outages() {
+        let options = Options { peer: true, ..Options::short() };
+        assert_eq!(chosen(&options).unwrap().len(), 1);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use super::case::Case;
 use super::counters::Counters;
 use super::machine::Machine;
+use super::outage::Outages;
 use super::process::Desk;
 use super::server::{Kind, Server};
 
@@ -22,6 +23,8 @@ pub(super) struct Play<'a> {
     pub(super) case: &'a Case,
     /// The directory of the guest's kernel.
     pub(super) image: &'a str,
+    /// For the cases that have any.
+    pub(super) outages: Outages,
 }
 
 /// One boot, and nothing special.
@@ -136,12 +139,12 @@ fn pass(play: &Play<'_>, server: &mut Server<'_>, scenarios: &str) -> Result<Cou
     Ok(counters)
 }
 
-fn ensure_no_errors(counters: Counters) -> Result<()> {
+pub(super) fn ensure_no_errors(counters: Counters) -> Result<()> {
     ensure!(counters.errors() == 0, "the server found errors: {counters}");
     Ok(())
 }
 
-fn ensure_intact(server: &Server<'_>) -> Result<()> {
+pub(super) fn ensure_intact(server: &Server<'_>) -> Result<()> {
     let faults = server.verify()?;
     ensure!(faults == 0, "verify finds {faults} faults");
     Ok(())

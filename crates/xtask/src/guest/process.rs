@@ -14,7 +14,9 @@ use crate::run::{command, line};
 /// The file with what was run, and what came of it.
 pub(super) const LOG: &str = "log";
 
-const POLL: Duration = Duration::from_millis(50);
+/// How long it takes at most until an answer is noticed; less where it comes soon.
+const POLL_MAX: Duration = Duration::from_millis(50);
+const POLL_MIN: Duration = Duration::from_millis(1);
 
 /// A directory for what programs print, and the time when all of them must have ended.
 pub(super) struct Desk<'a> {
@@ -86,6 +88,7 @@ impl Desk<'_> {
         mut ask: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
         let started = Instant::now();
+        let mut pause = POLL_MIN;
         loop {
             if let Some(answer) = ask()? {
                 return Ok(answer);
@@ -93,7 +96,8 @@ impl Desk<'_> {
             if Instant::now() >= until.min(self.deadline) {
                 bail!("waited {:.1} s for {what}", started.elapsed().as_secs_f64());
             }
-            thread::sleep(POLL);
+            thread::sleep(pause);
+            pause = POLL_MAX.min(2 * pause);
         }
     }
 
@@ -138,6 +142,15 @@ impl Running {
             "sh",
             &["-c", &format!("kill -{name} {}", self.child.id())],
         ))?;
+        Ok(())
+    }
+
+    /// Kills two programs at once, and waits for both.
+    pub(super) fn kill_both(first: Self, second: Self) -> Result<()> {
+        let both = format!("kill -KILL {} {}", first.child.id(), second.child.id());
+        crate::run::output(&mut command("sh", &["-c", &both]))?;
+        // That is what waits.
+        drop((first, second));
         Ok(())
     }
 

@@ -40,6 +40,8 @@ pub(super) struct Server<'a> {
     kind: Kind<'a>,
     case: &'a Case,
     running: Option<Running>,
+    /// Where in the log the last one that was started begins.
+    log_start: usize,
 }
 
 impl<'a> Server<'a> {
@@ -56,7 +58,7 @@ impl<'a> Server<'a> {
             Kind::Peer => command("truncate", &["--size", SIZE, VOLUME]),
         };
         desk.ok(&mut create)?;
-        let mut server = Self { desk, kind, case, running: None };
+        let mut server = Self { desk, kind, case, running: None, log_start: 0 };
         server.start()?;
         Ok(server)
     }
@@ -66,6 +68,7 @@ impl<'a> Server<'a> {
         // A server that was killed has left its own behind. And to connect, to see whether there is
         // somebody, would be to be a client.
         let old = self.socket_made();
+        self.log_start = self.desk.text(LOG).map_or(0, |text| text.len());
         let mut running = self.desk.start(&self.command(), LOG, LOG)?;
         self.desk.poll("the server to listen", Instant::now() + START, || {
             ensure!(running.is_running()?, "the server ended at once; see {LOG}");
@@ -123,8 +126,7 @@ impl<'a> Server<'a> {
 
     /// Asks the server to end, and checks that it does so in time and in peace.
     pub(super) fn stop(&mut self) -> Result<()> {
-        self.ensure_running()?;
-        let mut running = self.running.take().context("no server")?;
+        let mut running = self.take()?;
         running.signal("TERM")?;
         let status = self.desk.wait(&mut running, Instant::now() + STOP)?;
         if !status.success() {
@@ -137,9 +139,14 @@ impl<'a> Server<'a> {
 
     /// Kills the server, as a crash of it would.
     pub(super) fn kill(&mut self) -> Result<()> {
-        self.ensure_running()?;
-        self.running = None;
+        drop(self.take()?);
         Ok(())
+    }
+
+    /// Gives its program away, to whoever ends it.
+    pub(super) fn take(&mut self) -> Result<Running> {
+        self.ensure_running()?;
+        self.running.take().context("no server")
     }
 
     /// How many faults `verify` finds in the disk, which nobody serves; of a peer's, none.
@@ -153,8 +160,39 @@ impl<'a> Server<'a> {
         Ok(faults)
     }
 
+    /// What this server found of the log of one that was killed.
+    pub(super) fn recovery(&self) -> Result<Recovery> {
+        let said = self.desk.text(LOG)?;
+        let since = said.get(self.log_start..).unwrap_or_default();
+        Recovery::parse(since).context("the server did not say what it recovered")
+    }
+
     fn running(&mut self) -> Result<&mut Running> {
         self.running.as_mut().context("no server")
+    }
+}
+
+/// What a server said of a volume that was not closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Recovery {
+    /// How many records of the tuple log counted.
+    pub(super) records: u64,
+    /// How many sectors had another tuple than the one that was stored.
+    pub(super) settled: u64,
+    /// How many sectors are of no use, or were taken as they are.
+    pub(super) doubtful: u64,
+}
+
+impl Recovery {
+    /// Finds what the log of a server says, if it says all of it.
+    fn parse(log: &str) -> Option<Self> {
+        let line = log.lines().find(|line| line.contains("the volume was not closed"))?;
+        let count = |name: &str| {
+            let value = line.split_whitespace().find_map(|word| word.strip_prefix(name))?;
+            value.strip_prefix('=')?.parse::<u64>().ok()
+        };
+        let doubtful = count("torn")? + count("unreadable")? + count("taken")?;
+        Some(Self { records: count("records")?, settled: count("settled")?, doubtful })
     }
 }
 
@@ -172,6 +210,19 @@ fn faults_of(report: &str) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_says_what_it_recovered() {
+        let log = "2026-11-21T18:00:00Z  INFO the volume was not closed records=912 settled=17 \
+                   taken=1 torn=2 unreadable=4\nserving";
+        let recovery = Recovery { records: 912, settled: 17, doubtful: 7 };
+        assert_eq!(Recovery::parse(log), Some(recovery));
+    }
+
+    #[test]
+    fn a_server_of_a_closed_volume_recovers_nothing() {
+        assert_eq!(Recovery::parse("INFO serving records=1 settled=1\n"), None);
+    }
 
     #[test]
     fn corrupt_and_unreadable_sectors_are_faults() {
