@@ -27,12 +27,19 @@ pub enum Op {
     /// Asks which sectors of the range hold data. The answer is one byte of the buffer for each
     /// sector: 0 for one that was never written or was discarded, 1 for data.
     Map,
+    /// Verifies the range on every leg of a mirror, and lets each leg have what is intact on
+    /// another. A leg that the bio names is not looked at, but gets all of the range. The buffer
+    /// is room to work in.
+    Repair,
 }
 
 impl Op {
     /// Returns whether the operation changes what is stored.
     pub const fn is_write(self) -> bool {
-        matches!(self, Self::Write | Self::Zero { .. } | Self::Discard | Self::Allocate)
+        matches!(
+            self,
+            Self::Write | Self::Zero { .. } | Self::Discard | Self::Allocate | Self::Repair
+        )
     }
 }
 
@@ -64,6 +71,12 @@ pub struct Bio {
     pub memory: Memory,
     /// The submitter's own number, which comes back unchanged.
     pub user: u64,
+    /// Of a mirror, the leg to read from or to write to. Without one a read comes from any, and
+    /// all else goes to all.
+    pub leg: Option<u8>,
+    /// The legs of a mirror that could not be read before one could, a bit for each. The device
+    /// says so when the bio ends.
+    pub unread_legs: u8,
 }
 
 impl Bio {
@@ -79,6 +92,8 @@ impl Bio {
             tentative: false,
             memory,
             user: 0,
+            leg: None,
+            unread_legs: 0,
         }
     }
 
@@ -91,6 +106,13 @@ impl Bio {
     #[must_use]
     pub const fn with_start(mut self, start: usize) -> Self {
         self.start = start;
+        self
+    }
+
+    /// Makes the bio one for this leg of a mirror.
+    #[must_use]
+    pub const fn with_leg(mut self, leg: u8) -> Self {
+        self.leg = Some(leg);
         self
     }
 

@@ -332,6 +332,10 @@ impl<D: BlockDevice> BlockDevice for Bounce<D> {
         self.device.data_after(offset)
     }
 
+    fn legs(&self) -> usize {
+        self.device.legs()
+    }
+
     fn map(&self, offset: u64, len: usize) -> Result<Option<Region>, Error> {
         self.device.map(offset, len)
     }

@@ -18,6 +18,12 @@ pub trait BlockDevice {
     /// The bio itself. Whatever is wrong with it is told by its [`Ended`].
     fn submit(&mut self, bio: Bio) -> Result<(), Bio>;
 
+    /// Returns how many legs the device has that each hold all of it: more than 1 for a mirror, also
+    /// while some of them are missing.
+    fn legs(&self) -> usize {
+        1
+    }
+
     /// Moves the bios that have ended to the back of `ended`, in any order. Never blocks.
     fn reap(&mut self, ended: &mut Vec<Ended>);
 

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
-use holdfast_iov::{BUFFER_MAX, Memory, Region};
+use holdfast_iov::{BUFFER_MAX, Region};
 use holdfast_ring::{Channel, Completion, File, Operation, SharedRing};
 use holdfast_units::{to_u64, to_usize};
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -69,9 +69,7 @@ impl FileDevice {
         let allocate = |mode| Ok(Operation::Allocate { file: Rc::clone(&file), mode, offset, len });
         match bio.op {
             // The kernel would write to it all the same.
-            Op::Read if matches!(&bio.memory, Memory::Iov(iter) if !iter.is_writable()) => {
-                Err(Error::Unsupported)
-            }
+            Op::Read if !bio.memory.is_writable() => Err(Error::Unsupported),
             Op::Read => {
                 let memory = std::mem::take(&mut bio.memory);
                 Ok(Operation::Read { file, offset, memory, skip: bio.start, len: to_usize(len) })
@@ -87,7 +85,7 @@ impl FileDevice {
                 allocate(FallocateFlags::PUNCH_HOLE | keep_size)
             }
             Op::Allocate => allocate(keep_size),
-            Op::Map => Err(Error::Unsupported),
+            Op::Map | Op::Repair => Err(Error::Unsupported),
         }
     }
 
@@ -194,7 +192,7 @@ impl BlockDevice for FileDevice {
 mod tests {
     use super::*;
     use crate::open::Access;
-    use holdfast_iov::{Pool, lend, lend_mut};
+    use holdfast_iov::{Memory, Pool, lend, lend_mut};
     use holdfast_ring::Ring;
     use std::os::unix::fs::MetadataExt;
 

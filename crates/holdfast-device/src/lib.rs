@@ -5,6 +5,7 @@
 mod file;
 mod memory;
 mod open;
+mod plain;
 
 pub use file::FileDevice;
 pub use memory::MemoryDevice;

@@ -38,6 +38,16 @@ impl MemoryDevice {
         page[to_usize(BlockSize::PAGE.offset_in(offset))] ^= bits;
     }
 
+    /// Copies stored bytes, without a bio.
+    pub fn load(&self, offset: u64, target: &mut [u8]) {
+        self.read(offset, target);
+    }
+
+    /// Stores bytes, without a bio.
+    pub fn store(&self, offset: u64, source: &[u8]) {
+        self.write(offset, source);
+    }
+
     /// Returns how many pages of 4096 bytes hold data.
     pub fn pages_in_use(&self) -> usize {
         self.pages().len()
@@ -51,6 +61,9 @@ impl MemoryDevice {
                 self.read(offset, &mut buffer.as_mut_slice()[start..][..len]);
             }
             (Op::Write, Memory::Buffer(buffer)) => {
+                self.write(offset, &buffer.as_slice()[start..][..len]);
+            }
+            (Op::Write, Memory::Shared(buffer)) => {
                 self.write(offset, &buffer.as_slice()[start..][..len]);
             }
             (Op::Read, Memory::Iov(iter)) if iter.is_writable() => {
@@ -67,7 +80,7 @@ impl MemoryDevice {
             }
             (Op::Zero { keep: false, .. } | Op::Discard, _) => self.discard(offset, bio.len),
             (Op::Flush | Op::Allocate, _) => {}
-            (Op::Zero { .. } | Op::Map | Op::Read | Op::Write, _) => {
+            (Op::Zero { .. } | Op::Map | Op::Repair | Op::Read | Op::Write, _) => {
                 return Err(Error::Unsupported);
             }
         }

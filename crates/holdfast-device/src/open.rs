@@ -123,6 +123,10 @@ impl Backing {
         Ok(self)
     }
 
+    pub(crate) const fn file(&self) -> &OwnedFd {
+        &self.fd
+    }
+
     /// Returns the path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path

@@ -301,9 +301,7 @@ impl Slot {
     pub(crate) fn entry(&mut self, registered: Option<&holdfast_iov::Pool>) -> Entry {
         match &mut self.operation {
             Operation::Read { file, offset, memory, skip, len } => {
-                if let Memory::Iov(iter) = &*memory {
-                    assert!(iter.is_writable(), "the kernel must not write to a shared borrow");
-                }
+                assert!(memory.is_writable(), "the kernel must not write to what is shared");
                 let fd = Fd(file.as_raw_fd());
                 match transfer(memory, *skip, *len, registered, &mut self.pieces.bvecs) {
                     Transfer::Fixed(start, len) => {
@@ -400,17 +398,8 @@ fn transfer(
 ) -> Transfer {
     match memory {
         Memory::None => Transfer::Plain(ptr::null_mut(), 0),
-        Memory::Buffer(buffer) => {
-            let end = skip.checked_add(len);
-            let is_inside = end.is_some_and(|end| end <= buffer.len());
-            assert!(is_inside, "a transfer lies inside its buffer");
-            // SAFETY: `skip` lies inside the buffer, as asserted.
-            let start = unsafe { buffer.start().add(skip) }.as_ptr();
-            match registered {
-                Some(pool) if pool.owns(buffer) => Transfer::Fixed(start, len_u32(len)),
-                _ => Transfer::Plain(start, len_u32(len)),
-            }
-        }
+        Memory::Buffer(buffer) => transfer_of(buffer, skip, len, registered),
+        Memory::Shared(buffer) => transfer_of(buffer, skip, len, registered),
         Memory::Iov(iter) => {
             bvecs.clear();
             let mut rest = iter.clone();
@@ -418,6 +407,23 @@ fn transfer(
             rest.extract(len, bvecs);
             Transfer::Vectored
         }
+    }
+}
+
+fn transfer_of(
+    buffer: &Buffer,
+    skip: usize,
+    len: usize,
+    registered: Option<&holdfast_iov::Pool>,
+) -> Transfer {
+    let end = skip.checked_add(len);
+    let is_inside = end.is_some_and(|end| end <= buffer.len());
+    assert!(is_inside, "a transfer lies inside its buffer");
+    // SAFETY: `skip` lies inside the buffer, as asserted.
+    let start = unsafe { buffer.start().add(skip) }.as_ptr();
+    match registered {
+        Some(pool) if pool.owns(buffer) => Transfer::Fixed(start, len_u32(len)),
+        _ => Transfer::Plain(start, len_u32(len)),
     }
 }
 

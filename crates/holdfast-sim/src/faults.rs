@@ -192,6 +192,10 @@ impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
         }
     }
 
+    fn legs(&self) -> usize {
+        self.device.legs()
+    }
+
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         self.device.data_after(offset)
     }

@@ -60,7 +60,7 @@ impl Held {
                 iter.copy_out(stored);
                 iter.revert(len);
             }
-            (_, Memory::None) => {}
+            (_, Memory::None | Memory::Shared(_)) => {}
         }
         to_u64(len)
     }
@@ -162,7 +162,7 @@ fn stored_bytes(offset: usize, len: usize) -> Vec<u8> {
 fn left_in(ended: &Ended) -> usize {
     match &ended.bio.memory {
         Memory::Iov(iter) => iter.count(),
-        Memory::None | Memory::Buffer(_) => panic!("the submitter's memory did not come back"),
+        other => panic!("the submitter's memory did not come back, but {other:?}"),
     }
 }
 

@@ -161,6 +161,9 @@ impl PowerDevice {
             (Op::Write, Memory::Buffer(buffer)) => {
                 Contents::Data(buffer.as_slice()[bio.start..][..to_usize(len)].into())
             }
+            (Op::Write, Memory::Shared(buffer)) => {
+                Contents::Data(buffer.as_slice()[bio.start..][..to_usize(len)].into())
+            }
             (Op::Write, Memory::Iov(iter)) => {
                 let mut bytes = vec![0; to_usize(len)];
                 let copied = iter.copy_out(&mut bytes);
@@ -171,7 +174,7 @@ impl PowerDevice {
             (Op::Zero { keep: false, .. } | Op::Discard, _) => Contents::Hole,
             (Op::Allocate, _) => return Ok(Work::Nothing),
             (Op::Flush, _) => return Ok(self.medium().begin_flush()),
-            (Op::Map | Op::Read | Op::Write, _) => return Err(Error::Unsupported),
+            (Op::Map | Op::Repair | Op::Read | Op::Write, _) => return Err(Error::Unsupported),
         };
         Ok(Work::Change(self.medium().journal.begin(Change { offset, len, contents })))
     }
@@ -220,7 +223,7 @@ fn read(pages: &Pages, bio: &mut Bio) {
             let copied = iter.copy_in(&bytes);
             iter.revert(copied);
         }
-        Memory::None => {}
+        Memory::None | Memory::Shared(_) => {}
     }
 }
 
