@@ -1,0 +1,384 @@
+//! One thread's way to a mirror: writes go to every leg, reads come from one that is good.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
+use holdfast_iov::Memory;
+use holdfast_units::{to_u64, to_usize};
+use slab::Slab;
+
+use crate::mirror::{LegSet, Mirror};
+use crate::record::LEGS_MAX;
+
+/// A queue of a mirror, over a queue of each leg.
+///
+/// A write ends when it has ended on all legs. It is good when one that is in sync has it and all
+/// that do not are known to be out, which is durable by then. A read of a leg that fails is repeated
+/// on another, and its bio says so.
+#[derive(Debug)]
+pub struct MirrorDevice<D> {
+    mirror: Arc<Mirror>,
+    legs: [Option<LegQueue<D>>; LEGS_MAX],
+    limits: Limits,
+    flights: Slab<Flight>,
+    ended: Vec<Ended>,
+    below: Vec<Ended>,
+    /// The leg that is read when none has less to do.
+    preferred: usize,
+}
+
+/// The queue of one leg.
+#[derive(Debug)]
+struct LegQueue<D> {
+    device: D,
+    in_flight: usize,
+    /// What it would not take yet.
+    backlog: VecDeque<Bio>,
+}
+
+/// A bio of the submitter, while parts of it are below.
+#[derive(Debug)]
+struct Flight {
+    /// The bio, without its memory while that is below.
+    bio: Bio,
+    /// The legs on which it has not ended.
+    pending: LegSet,
+    /// The legs that were in sync when it began.
+    good: LegSet,
+    done: LegSet,
+    failed: LegSet,
+    error: Option<Error>,
+    /// A flush whose end says what is durable.
+    owns_flush: bool,
+}
+
+impl Flight {
+    fn new(bio: Bio, targets: LegSet, good: LegSet) -> Self {
+        let none = LegSet::default();
+        let owns_flush = false;
+        Self { bio, pending: targets, good, done: none, failed: none, error: None, owns_flush }
+    }
+}
+
+/// Returns a bio like another, with memory of its own.
+const fn part_of(bio: &Bio, memory: Memory) -> Bio {
+    let Bio { op, offset, len, start, fua, guarded, tentative, user, leg, unread_legs, .. } = *bio;
+    Bio { op, offset, len, start, fua, guarded, tentative, memory, user, leg, unread_legs }
+}
+
+impl<D: BlockDevice> MirrorDevice<D> {
+    /// Opens a queue over those of the legs that there are.
+    ///
+    /// # Panics
+    ///
+    /// Without any leg.
+    pub fn new(mirror: &Arc<Mirror>, legs: [Option<D>; LEGS_MAX]) -> Self {
+        let limits = legs.iter().flatten().map(BlockDevice::limits).reduce(|one, other| Limits {
+            capacity: one.capacity.min(other.capacity),
+            sector: one.sector.max(other.sector),
+            granularity: one.granularity.max(other.granularity),
+            memory_alignment: one.memory_alignment.max(other.memory_alignment),
+            bytes_max: one.bytes_max.min(other.bytes_max),
+            boundary: one.boundary.or(other.boundary),
+            stable_pages: one.stable_pages || other.stable_pages,
+            guards: None,
+            read_only: one.read_only || other.read_only,
+        });
+        let legs = legs.map(|device| {
+            device.map(|device| LegQueue { device, in_flight: 0, backlog: VecDeque::new() })
+        });
+        Self {
+            mirror: Arc::clone(mirror),
+            legs,
+            limits: limits.expect("a mirror has a leg"),
+            flights: Slab::new(),
+            ended: Vec::new(),
+            below: Vec::new(),
+            preferred: mirror.next_queue() % LEGS_MAX,
+        }
+    }
+
+    /// Returns what all queues share.
+    pub const fn mirror(&self) -> &Arc<Mirror> {
+        &self.mirror
+    }
+
+    /// Returns the queue of a leg.
+    pub fn leg(&self, leg: usize) -> Option<&D> {
+        self.legs[leg].as_ref().map(|leg| &leg.device)
+    }
+
+    /// Returns the queue of a leg, to be changed.
+    pub fn leg_mut(&mut self, leg: usize) -> Option<&mut D> {
+        self.legs[leg].as_mut().map(|leg| &mut leg.device)
+    }
+
+    /// Returns the leg to read from: that with the least to do, and of those the next one from the
+    /// preferred on.
+    fn leg_to_read(&self, good: LegSet, unread: u8) -> Option<usize> {
+        (0..LEGS_MAX)
+            .map(|step| (self.preferred + step) % LEGS_MAX)
+            .filter(|&leg| good.contains(leg) && !LegSet(unread).contains(leg))
+            .filter_map(|leg| Some((self.legs[leg].as_ref()?.in_flight, leg)))
+            .min_by_key(|&(in_flight, _)| in_flight)
+            .map(|(_, leg)| leg)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.legs.iter().flatten().any(|leg| !leg.backlog.is_empty())
+    }
+
+    /// Returns the legs that a bio goes to.
+    fn targets(&self, bio: &Bio, good: LegSet) -> Result<LegSet, Error> {
+        let mut targets = LegSet::default();
+        match (bio.op, bio.leg) {
+            (Op::Map | Op::Repair, _) => return Err(Error::Unsupported),
+            (Op::Read, Some(leg)) => {
+                let leg = usize::from(leg);
+                if !good.contains(leg) || self.legs[leg].is_none() {
+                    return Err(Error::Unsupported);
+                }
+                targets.insert(leg);
+            }
+            (Op::Read, None) => {
+                targets.insert(self.leg_to_read(good, 0).ok_or(Error::IO)?);
+            }
+            (Op::Flush, _) => return Ok(self.mirror.written()),
+            (_, Some(leg)) => {
+                let leg = usize::from(leg);
+                if !self.mirror.written().contains(leg) || self.legs[leg].is_none() {
+                    return Err(Error::Unsupported);
+                }
+                targets.insert(leg);
+            }
+            (_, None) => return self.mirror.begin_write(bio.offset, bio.len),
+        }
+        Ok(targets)
+    }
+
+    /// Sends a bio to one leg.
+    fn send(&mut self, leg: usize, bio: Bio) {
+        let Some(queue) = &mut self.legs[leg] else {
+            // A leg that came after this queue was opened.
+            return self.part_ended(leg, Ended { bio, result: Err(Error::IO) });
+        };
+        queue.in_flight += 1;
+        if let Err(bio) = queue.device.submit(bio) {
+            queue.in_flight -= 1;
+            queue.backlog.push_back(bio);
+        }
+    }
+
+    fn part_ended(&mut self, leg: usize, ended: Ended) {
+        let key = to_usize(ended.bio.user);
+        if self.flights[key].bio.op == Op::Read {
+            return self.read_ended(key, leg, ended);
+        }
+        let Ended { mut bio, result } = ended;
+        let result = match (bio.op, result) {
+            (Op::Write, Ok(0)) => Err(Error::IO),
+            (Op::Write, Ok(moved)) if moved < bio.len => {
+                bio.offset += moved;
+                bio.len -= moved;
+                match &mut bio.memory {
+                    Memory::Iov(iter) => iter.advance(to_usize(moved)),
+                    _ => bio.start += to_usize(moved),
+                }
+                return self.send(leg, bio);
+            }
+            (_, result) => result,
+        };
+        drop(bio);
+        let flight = &mut self.flights[key];
+        flight.pending.0 &= !(1 << leg);
+        match result {
+            Ok(_) => flight.done.insert(leg),
+            Err(error) => {
+                flight.failed.insert(leg);
+                flight.error = flight.error.or(Some(error));
+            }
+        }
+        if flight.pending.is_empty() {
+            self.conclude(key);
+        }
+    }
+
+    fn read_ended(&mut self, key: usize, leg: usize, ended: Ended) {
+        let Ended { mut bio, result } = ended;
+        let flight = &mut self.flights[key];
+        let fails_everywhere =
+            matches!(result, Err(Error::Unsupported | Error::Range { .. } | Error::ReadOnly));
+        if result.is_err() && !fails_everywhere {
+            self.mirror.count_error(leg);
+            bio.unread_legs |= 1 << leg;
+            let unread = bio.unread_legs;
+            let next = if flight.bio.leg.is_some() {
+                None
+            } else {
+                self.leg_to_read(self.mirror.in_sync(), unread)
+            };
+            if let Some(next) = next {
+                return self.send(next, bio);
+            }
+        }
+        let flight = self.flights.remove(key);
+        bio.user = flight.bio.user;
+        self.ended.push(Ended { bio, result });
+    }
+
+    /// Ends a bio that has ended on all legs.
+    fn conclude(&mut self, key: usize) {
+        let Flight { mut bio, good, done, failed, error, owns_flush, .. } =
+            self.flights.remove(key);
+        let result = if bio.leg.is_some() {
+            self.conclude_single(&bio, failed, error)
+        } else {
+            self.conclude_all(&bio, LegSet(done.0 & good.0), failed, error)
+        };
+        if bio.op == Op::Flush {
+            self.mirror.end_flush(owns_flush, result.is_ok());
+        }
+        bio.memory = std::mem::take(&mut bio.memory).reclaim();
+        let len = bio.len;
+        self.ended.push(Ended { bio, result: result.map(|()| len) });
+    }
+
+    /// Ends what went to one leg only. A leg that does not take what is to repair it is out.
+    fn conclude_single(
+        &self,
+        bio: &Bio,
+        failed: LegSet,
+        error: Option<Error>,
+    ) -> Result<(), Error> {
+        let Some(error) = error else {
+            if bio.op == Op::Write {
+                bio.leg.iter().for_each(|&leg| self.mirror.count_repair(usize::from(leg)));
+            }
+            return Ok(());
+        };
+        if error != Error::Unsupported {
+            for leg in failed.iter() {
+                self.mirror.count_error(leg);
+                self.mirror.fail(leg, error)?;
+            }
+        }
+        Err(error)
+    }
+
+    fn conclude_all(
+        &self,
+        bio: &Bio,
+        done: LegSet,
+        failed: LegSet,
+        error: Option<Error>,
+    ) -> Result<(), Error> {
+        if let Some(error) = error {
+            // What no leg could do is the volume's affair; what some storage does not know is done
+            // in another way on all.
+            if done.is_empty() || error == Error::Unsupported {
+                return Err(error);
+            }
+            for leg in failed.iter() {
+                self.mirror.count_error(leg);
+                self.mirror.fail(leg, error)?;
+            }
+            if (done.0 & self.mirror.in_sync().0) == 0 {
+                return Err(error);
+            }
+        }
+        if bio.op == Op::Flush {
+            // Whoever is out must be known to be.
+            self.mirror.settled();
+            return Ok(());
+        }
+        self.mirror.end_write(bio.offset, bio.len)
+    }
+}
+
+impl<D: BlockDevice> BlockDevice for MirrorDevice<D> {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn legs(&self) -> usize {
+        self.mirror.leg_count()
+    }
+
+    fn submit(&mut self, mut bio: Bio) -> Result<(), Bio> {
+        if self.is_busy() {
+            return Err(bio);
+        }
+        let good = self.mirror.in_sync();
+        let targets = match self.targets(&bio, good) {
+            Ok(targets) => targets,
+            Err(error) => {
+                self.ended.push(Ended { bio, result: Err(error) });
+                return Ok(());
+            }
+        };
+        let mut memory = std::mem::take(&mut bio.memory);
+        if bio.op == Op::Read {
+            let key = self.flights.insert(Flight::new(part_of(&bio, Memory::None), targets, good));
+            bio.memory = memory;
+            bio.unread_legs = 0;
+            if let Some(leg) = targets.iter().next() {
+                self.send(leg, bio.with_user(to_u64(key)));
+            }
+            return Ok(());
+        }
+        let shares: Option<Vec<Memory>> = targets.iter().map(|_| memory.share()).collect();
+        let Some(shares) = shares else {
+            // Legs would get different bytes of memory that changes.
+            bio.memory = memory;
+            self.ended.push(Ended { bio, result: Err(Error::Unsupported) });
+            return Ok(());
+        };
+        let mut flight = Flight::new(part_of(&bio, memory), targets, good);
+        flight.owns_flush = bio.op == Op::Flush && self.mirror.begin_flush();
+        let key = self.flights.insert(flight);
+        for (leg, memory) in targets.iter().zip(shares) {
+            self.send(leg, part_of(&bio, memory).with_user(to_u64(key)));
+        }
+        Ok(())
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended>) {
+        let mut below = std::mem::take(&mut self.below);
+        for leg in 0..LEGS_MAX {
+            let Some(queue) = &mut self.legs[leg] else { continue };
+            queue.device.reap(&mut below);
+            queue.in_flight -= below.len();
+            for item in below.drain(..) {
+                self.part_ended(leg, item);
+            }
+            let waiting = self.legs[leg].as_ref().map_or(0, |queue| queue.backlog.len());
+            for _ in 0..waiting {
+                let next = self.legs[leg].as_mut().and_then(|queue| queue.backlog.pop_front());
+                let Some(bio) = next else { break };
+                self.send(leg, bio);
+            }
+        }
+        self.below = below;
+        ended.append(&mut self.ended);
+    }
+
+    fn wait(&mut self) {
+        if !self.ended.is_empty() {
+            return;
+        }
+        if let Some(leg) = self.legs.iter_mut().flatten().find(|leg| leg.in_flight > 0) {
+            leg.device.wait();
+        }
+    }
+
+    fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
+        let mut first: Option<u64> = None;
+        for leg in self.mirror.in_sync().iter() {
+            let Some(queue) = &self.legs[leg] else { continue };
+            let found = queue.device.data_after(offset)?;
+            first = [first, found].into_iter().flatten().min();
+        }
+        Ok(first)
+    }
+}
