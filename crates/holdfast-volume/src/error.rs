@@ -77,6 +77,16 @@ pub enum VolumeError {
         /// The sector's address.
         lba: u64,
     },
+    /// A leg of a mirror is used alone, or what is no leg as one.
+    #[error("{}", if *is_leg {
+        "this is a leg of a mirror, which must not be used without the others"
+    } else {
+        "this is a volume of its own, and no leg of a mirror"
+    })]
+    Mirror {
+        /// It is a leg.
+        is_leg: bool,
+    },
     /// The device below failed.
     #[error("cannot {what}: {source}")]
     Device {

@@ -40,7 +40,7 @@ pub mod features {
     /// Unknown ones forbid writing.
     pub const READ_ONLY_COMPATIBLE: u64 = 0;
     /// Unknown ones forbid opening.
-    pub const INCOMPATIBLE: u64 = TUPLE_LOG | DURABILITY;
+    pub const INCOMPATIBLE: u64 = TUPLE_LOG | DURABILITY | MIRROR;
     /// Compatible: the superblock remembers scrubs.
     pub const SCRUB: u64 = 1;
     /// Tuples may be in the tuple log only, until the volume is closed.
@@ -48,6 +48,8 @@ pub mod features {
     /// The fields `durability` and `boot` say what to do after a crash, and records of the log have
     /// old tuples. Until the volume is closed.
     pub const DURABILITY: u64 = 2;
+    /// The file or device is a leg of a mirror, and must not be written without the others.
+    pub const MIRROR: u64 = 4;
 }
 
 /// The volume was closed: every tuple belongs to its data.
@@ -254,6 +256,8 @@ pub struct Superblock {
     pub boot: [u8; 16],
     /// What is remembered of scrubs.
     pub scrub: ScrubRecord,
+    /// What has this superblock is a leg of a mirror.
+    pub mirror: bool,
 }
 
 impl Superblock {
@@ -306,12 +310,13 @@ impl Superblock {
         raw.application_errors = U64::new(self.errors.application);
         raw.reference_errors = U64::new(self.errors.reference);
         raw.unwritten_errors = U64::new(self.errors.unwritten);
+        let mut incompatible = if self.mirror { features::MIRROR } else { 0 };
         if let Some(epoch) = self.log_epoch {
-            raw.incompatible = U64::new(features::TUPLE_LOG);
+            incompatible |= features::TUPLE_LOG;
             raw.log_epoch = U64::new(epoch.get());
         }
         if let Some(durability) = self.durability {
-            raw.incompatible = U64::new(raw.incompatible.get() | features::DURABILITY);
+            incompatible |= features::DURABILITY;
             raw.durability = U32::new(durability.code());
             raw.boot = self.boot;
         }
@@ -319,6 +324,7 @@ impl Superblock {
             raw.compatible |= U64::new(features::SCRUB);
             raw.scrub = self.scrub.to_raw();
         }
+        raw.incompatible = U64::new(incompatible);
         raw.checksum = U32::new(raw.compute_checksum());
         raw
     }
@@ -415,6 +421,7 @@ impl RawSuperblock {
             durability,
             boot: if durability.is_some() { self.boot } else { [0; 16] },
             scrub: scrub.unwrap_or_default(),
+            mirror: has(features::MIRROR),
         })
     }
 }
@@ -462,6 +469,7 @@ mod tests {
             durability: Some(Durability::Bitmap),
             boot: [9; 16],
             scrub: ScrubRecord { position: 8192, corrupt: 6, ..ScrubRecord::default() },
+            mirror: true,
         }
     }
 

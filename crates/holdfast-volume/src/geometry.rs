@@ -1,5 +1,7 @@
 //! Where everything is in a volume.
 
+use std::ops::Range;
+
 use holdfast_checksum::GuardKind;
 use holdfast_integrity::Tuple;
 use holdfast_units::{BlockSize, to_u64, to_usize};
@@ -119,6 +121,13 @@ impl Geometry {
         (group * self.group_data.bytes()).min(self.capacity)
     }
 
+    /// Returns the bytes of the disk in the groups that a range of the file or device touches.
+    pub fn disk_range(&self, range: &Range<u64>) -> Range<u64> {
+        let end = range.end.saturating_sub(self.groups_offset()).div_ceil(self.stride());
+        let end = end.saturating_mul(self.group_data.bytes()).min(self.capacity);
+        self.first_offset_from(range.start).min(end)..end
+    }
+
     /// Returns how many bytes the file or device must have.
     pub const fn device_len(&self) -> u64 {
         self.data_at(self.capacity - 1) + 1
@@ -179,6 +188,10 @@ mod tests {
             prop_assert!(data < geometry.device_len());
             let first = geometry.first_offset_from(data);
             prop_assert_eq!(first, group * geometry.group_data().bytes());
+            let around = geometry.disk_range(&(data..data + 1));
+            prop_assert!(around.start == first && around.contains(&offset));
+            let before = geometry.disk_range(&(0..geometry.groups_offset()));
+            prop_assert!(before.is_empty());
         }
 
         #[test]

@@ -14,11 +14,24 @@ pub(crate) fn transfer<D: BlockDevice>(
     buffer: Buffer,
     len: usize,
 ) -> Result<Buffer, Error> {
+    transfer_leg(device, op, offset, buffer, len, None)
+}
+
+/// The same with one leg of a mirror.
+pub(crate) fn transfer_leg<D: BlockDevice>(
+    device: &mut D,
+    op: Op,
+    offset: u64,
+    buffer: Buffer,
+    len: usize,
+    leg: Option<u8>,
+) -> Result<Buffer, Error> {
     let mut memory = Memory::Buffer(buffer);
     let mut done = 0;
     while done < len {
         let rest = to_u64(len - done);
-        let bio = Bio::new(op, offset + to_u64(done), rest, memory).with_start(done);
+        let mut bio = Bio::new(op, offset + to_u64(done), rest, memory).with_start(done);
+        bio.leg = leg;
         let ended = device.run(bio);
         match ended.result? {
             0 => return Err(Error::IO),
@@ -28,7 +41,9 @@ pub(crate) fn transfer<D: BlockDevice>(
     }
     match memory {
         Memory::Buffer(buffer) => Ok(buffer),
-        Memory::None | Memory::Iov(_) => unreachable!("a bio comes back with its memory"),
+        Memory::None | Memory::Shared(_) | Memory::Iov(_) => {
+            unreachable!("a bio comes back with its memory")
+        }
     }
 }
 

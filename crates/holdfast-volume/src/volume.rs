@@ -128,7 +128,9 @@ struct Counters {
     application: AtomicU64,
     reference: AtomicU64,
     unwritten: AtomicU64,
-    /// They are newer than those in the superblock.
+    /// Sectors that were bad on a leg of a mirror and intact on another.
+    healed: AtomicU64,
+    /// The mismatches are newer than those in the superblock.
     changed: AtomicBool,
 }
 
@@ -172,6 +174,7 @@ impl Volume {
             durability: None,
             boot: [0; 16],
             scrub: ScrubRecord::default(),
+            mirror: device.legs() > 1,
         };
         for copy in 0..SUPERBLOCK_OFFSETS.len() {
             superblock.sequence += 1;
@@ -211,6 +214,9 @@ impl Volume {
         if superblock.read_only && !read_only {
             let bits = superblock.read_only_compatible & !features::READ_ONLY_COMPATIBLE;
             return Err(VolumeError::ReadOnlyFeatures { bits });
+        }
+        if superblock.mirror != (device.legs() > 1) {
+            return Err(VolumeError::Mirror { is_leg: superblock.mirror });
         }
         let geometry = superblock.geometry;
         let (sector, limits) = (geometry.sector(), device.limits());
@@ -392,6 +398,16 @@ impl Volume {
             reference: self.counters.reference.load(Ordering::Relaxed),
             unwritten: self.counters.unwritten.load(Ordering::Relaxed),
         }
+    }
+
+    /// Returns how often a sector was bad on a leg of a mirror and intact on another, since the volume
+    /// was opened.
+    pub fn healed(&self) -> u64 {
+        self.counters.healed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_healed(&self) {
+        self.counters.healed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Returns whether there is something that the superblock does not say yet: mismatches that were
@@ -668,17 +684,42 @@ fn read_superblock<D: BlockDevice>(device: &mut D) -> Result<Found, VolumeError>
     Ok(Found { superblock, corrupt })
 }
 
-/// Reads one superblock. The outer error is the device's.
+/// Reads one superblock, of a mirror the newest of all legs. The outer error is the device's.
 fn read_copy<D: BlockDevice>(
     device: &mut D,
     copy: usize,
+) -> Result<Result<Superblock, FormatError>, VolumeError> {
+    let legs = device.legs();
+    if legs == 1 {
+        return read_copy_of(device, copy, None);
+    }
+    let mut best: Result<Result<Superblock, _>, _> =
+        Err(device_error("read the superblock")(Error::IO));
+    for leg in 0..legs {
+        let found = read_copy_of(device, copy, u8::try_from(leg).ok());
+        let is_better = match (&best, &found) {
+            (Ok(Ok(best)), Ok(Ok(found))) => found.sequence > best.sequence,
+            (Ok(Err(_)) | Err(_), Ok(Ok(_))) | (Err(_), _) => true,
+            _ => false,
+        };
+        if is_better {
+            best = found;
+        }
+    }
+    best
+}
+
+fn read_copy_of<D: BlockDevice>(
+    device: &mut D,
+    copy: usize,
+    leg: Option<u8>,
 ) -> Result<Result<Superblock, FormatError>, VolumeError> {
     let offset = SUPERBLOCK_OFFSETS[copy];
     let (expected, found) = (offset + SUPERBLOCK_LEN as u64, device.limits().capacity);
     if expected > found {
         return Ok(Err(FormatError::Truncated { expected, found }));
     }
-    let buffer = raw::transfer(device, Op::Read, offset, scratch()?, SUPERBLOCK_LEN)
+    let buffer = raw::transfer_leg(device, Op::Read, offset, scratch()?, SUPERBLOCK_LEN, leg)
         .map_err(device_error("read the superblock"))?;
     let bytes = buffer.as_slice().first_chunk().expect("a buffer is longer than a superblock");
     Ok(Superblock::parse(bytes))

@@ -1,6 +1,6 @@
 //! A bio on its way through the volume.
 
-use holdfast_bio::{Bio, Error};
+use holdfast_bio::{Bio, Error, Op};
 use holdfast_iov::Memory;
 use holdfast_units::{BlockSize, to_u64, to_usize};
 
@@ -9,6 +9,8 @@ use crate::claims::{Mode, Sectors};
 use crate::geometry::Geometry;
 use crate::log::Position;
 use crate::queue::flush::Lead;
+use crate::queue::heal::Heal;
+use crate::queue::repair::Repair;
 
 #[derive(Debug)]
 pub(super) struct Job {
@@ -35,6 +37,12 @@ pub(super) struct Job {
     pub(super) record: Option<Position>,
     /// How often tuples could not be stored to make room, in the cache or in the log.
     pub(super) room_failures: u8,
+    /// The legs of a mirror that could not be read, though another could.
+    pub(super) unread_legs: u8,
+    /// What of it is bad on a leg of a mirror, while that is healed.
+    pub(super) heal: Option<Box<Heal>>,
+    /// How far a repair of a mirror is.
+    pub(super) repair: Option<Box<Repair>>,
     /// Nobody submitted it: a flush that makes room in the tuple log.
     pub(super) is_internal: bool,
 }
@@ -70,6 +78,8 @@ pub(super) enum Step {
     Claim,
     /// Begin what it is for.
     Act,
+    /// Read, judge and write what is bad on a leg of a mirror.
+    Heal,
     /// Read a sector of which only a part is written.
     Edge(Edge),
     /// Say in the log what its tuples will be.
@@ -115,9 +125,21 @@ impl Job {
             region: None,
             record: None,
             room_failures: 0,
+            unread_legs: 0,
+            heal: None,
+            repair: None,
             is_internal: false,
             bio,
         }
+    }
+
+    /// Returns the sectors that the job claims: those of its range, or of the whole group when all of
+    /// it must stay as it is.
+    pub(super) fn sectors_to_claim(&self, geometry: &Geometry) -> Sectors {
+        if self.bio.op == Op::Repair && self.bio.leg.is_some() {
+            return Sectors { first: 0, count: geometry.sectors_of_group() };
+        }
+        self.sectors
     }
 
     /// Goes on after an error of a write, a sector at a time. `Err` when there was only one.
@@ -157,7 +179,7 @@ impl Job {
     pub(super) fn new_guards(&self) -> &[u64] {
         match &self.bio.memory {
             Memory::Buffer(buffer) => buffer.guards(),
-            Memory::Iov(_) | Memory::None => &self.guards,
+            Memory::Iov(_) | Memory::Shared(_) | Memory::None => &self.guards,
         }
     }
 
@@ -186,6 +208,14 @@ impl Job {
         match edge {
             Edge::Head => self.head(sector) != 0 || (single && self.tail(sector) != 0),
             Edge::Tail => !single && self.tail(sector) != 0,
+        }
+    }
+
+    /// Returns the place in the group of the sector at this edge.
+    pub(super) const fn edge_sector(&self, edge: Edge) -> usize {
+        match edge {
+            Edge::Head => self.sectors.first,
+            Edge::Tail => self.sectors.first + self.sectors.count - 1,
         }
     }
 
@@ -233,6 +263,8 @@ pub(super) enum Part {
     Log,
     Data,
     Mend,
+    Heal,
+    Clear,
     Zero,
     FlushTuples,
     FlushSuperblock,
@@ -240,7 +272,7 @@ pub(super) enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Fill,
         Self::WriteBack,
         Self::Edge,
@@ -249,6 +281,8 @@ impl Part {
         Self::Log,
         Self::Data,
         Self::Mend,
+        Self::Heal,
+        Self::Clear,
         Self::Zero,
         Self::FlushTuples,
         Self::FlushSuperblock,

@@ -7,10 +7,12 @@
 //! The transfers below may be short and may end in any order.
 
 mod flush;
+mod heal;
 mod intents;
 mod job;
 mod log;
 mod read;
+mod repair;
 mod write;
 
 use std::collections::VecDeque;
@@ -35,6 +37,8 @@ pub struct Queue<D: BlockDevice> {
     volume: Arc<Volume>,
     device: D,
     limits: Limits,
+    /// The device is a mirror.
+    mirrored: bool,
     jobs: Slab<Job>,
     inbox: Arc<Inbox>,
     notes: Vec<Note>,
@@ -92,6 +96,7 @@ impl<D: BlockDevice> Queue<D> {
         };
         Ok(Self {
             volume: Arc::clone(volume),
+            mirrored: device.legs() > 1,
             device,
             limits,
             jobs: Slab::new(),
@@ -148,7 +153,8 @@ impl<D: BlockDevice> Queue<D> {
         }
         let Bio { op, offset, len, .. } = *bio;
         self.limits.check(offset, len)?;
-        if op.is_write() && self.limits.read_only {
+        let only_compares = op == Op::Repair && bio.leg.is_none();
+        if op.is_write() && self.limits.read_only && !only_compares {
             return Err(Error::ReadOnly);
         }
         let range = Error::Range { offset, len };
@@ -169,6 +175,9 @@ impl<D: BlockDevice> Queue<D> {
                 to_u64(whole) == len && buffer.len() >= whole / self.limits.sector.len()
             }
             (Op::Zero { .. } | Op::Discard, _) => to_u64(whole) == len,
+            (Op::Repair, Memory::Buffer(buffer)) if self.mirrored => {
+                to_u64(whole) == len && bio.start == 0 && whole.max(TUPLE_BLOCK) <= buffer.len()
+            }
             _ => return Err(Error::Unsupported),
         };
         if fits { Ok(()) } else { Err(range) }
@@ -182,7 +191,9 @@ impl<D: BlockDevice> Queue<D> {
             let Some(job) = self.jobs.get(key) else { return };
             let goes_on = match job.step {
                 Step::Pin => self.pin(key),
-                Step::Fill(_) | Step::WriteBack(_) | Step::Edge(_) => self.use_scratch(key),
+                Step::Fill(_) | Step::WriteBack(_) | Step::Edge(_) | Step::Heal => {
+                    self.use_scratch(key)
+                }
                 Step::Claim => self.claim(key),
                 Step::Act => self.act(key),
                 Step::Log => self.log(key),
@@ -227,9 +238,10 @@ impl<D: BlockDevice> Queue<D> {
         let Place::Pinned(way) = job.place else {
             unreachable!("a job pins its way before it claims sectors");
         };
-        let shared = matches!(job.bio.op, Op::Read | Op::Map);
+        let shared = matches!(job.bio.op, Op::Read | Op::Map | Op::Repair);
         let mode = if shared { Mode::Shared } else { Mode::Exclusive };
-        if !self.volume.cache.claim(way, job.sectors, mode, &waiter) {
+        let sectors = job.sectors_to_claim(self.volume.geometry());
+        if !self.volume.cache.claim(way, sectors, mode, &waiter) {
             return false;
         }
         job.place = Place::Claimed(way, mode);
@@ -244,6 +256,7 @@ impl<D: BlockDevice> Queue<D> {
             Op::Write => return self.begin_write(key),
             Op::Zero { .. } | Op::Discard => return self.begin_zero(key),
             Op::Map => self.map(key),
+            Op::Repair => return self.begin_repair(key),
             Op::Flush | Op::Allocate => unreachable!("a flush claims nothing, `check` refuses"),
         }
         self.jobs.get(key).is_some_and(|job| matches!(job.step, Step::Data))
@@ -274,6 +287,8 @@ impl<D: BlockDevice> Queue<D> {
         let geometry = *self.volume.geometry();
         let step = std::mem::replace(&mut self.jobs[key].step, Step::Below);
         match step {
+            Step::Heal => self.go_on_healing(key, buffer),
+            Step::Fill(way) if self.mirrored => self.fill_mirrored(key, way, buffer),
             Step::Fill(way) => {
                 let at = geometry.tuples_at(self.jobs[key].group);
                 let token = Token { part: Part::Fill, job: key, way: Some(way) };
@@ -326,7 +341,9 @@ impl<D: BlockDevice> Queue<D> {
             whole
         };
         let len = (whole - done).min(most);
-        let mut bio = Bio::new(job.bio.op, geometry.data_at(first) + done, len, memory);
+        let (op, leg) = job.repair.as_ref().map_or((job.bio.op, None), |repair| repair.transfer());
+        let mut bio = Bio::new(op, geometry.data_at(first) + done, len, memory);
+        bio.leg = leg;
         bio.start = to_usize(done);
         if let Memory::Iov(iter) = &mut bio.memory {
             iter.advance(to_usize(done));
@@ -383,6 +400,8 @@ impl<D: BlockDevice> Queue<D> {
             Part::Log => self.records_written(ended),
             Part::Data => self.data_moved(key, ended),
             Part::Mend => self.mended(key, ended),
+            Part::Heal => self.healing_moved(key, ended),
+            Part::Clear => self.leg_cleared(key, ended),
             Part::Zero => self.zeroed(key, ended),
             Part::FlushTuples => self.flush_tuples_written(token, ended),
             Part::FlushSuperblock => self.flush_superblock_written(key, ended),
@@ -465,6 +484,7 @@ impl<D: BlockDevice> Queue<D> {
         let Ended { bio, result } = ended;
         let job = &mut self.jobs[key];
         job.bio.memory = bio.memory;
+        job.unread_legs |= bio.unread_legs;
         if let Memory::Iov(iter) = &mut job.bio.memory {
             iter.revert(to_usize(job.done));
         }
@@ -485,10 +505,12 @@ impl<D: BlockDevice> Queue<D> {
             return self.send_data(key);
         }
         match job.bio.op {
+            Op::Read if self.mirrored => self.mirror_read(key, result),
             Op::Read => {
                 let result = result.and_then(|()| self.verify(key));
                 self.finish(key, result);
             }
+            Op::Repair => self.repair_moved(key, result),
             _ => self.data_written(key, result),
         }
     }
@@ -499,7 +521,10 @@ impl<D: BlockDevice> Queue<D> {
         self.leave_region(key);
         let job = &mut self.jobs[key];
         match std::mem::replace(&mut job.place, Place::Nowhere) {
-            Place::Claimed(way, mode) => self.volume.cache.release(way, job.sectors, mode),
+            Place::Claimed(way, mode) => {
+                let sectors = job.sectors_to_claim(self.volume.geometry());
+                self.volume.cache.release(way, sectors, mode);
+            }
             Place::Pinned(way) => self.volume.cache.unpin(way),
             Place::Nowhere => {}
         }
@@ -542,6 +567,10 @@ impl<D: BlockDevice> BlockDevice for Queue<D> {
     fn reap(&mut self, ended: &mut Vec<Ended>) {
         self.turn();
         ended.append(&mut self.ended);
+    }
+
+    fn legs(&self) -> usize {
+        self.device.legs()
     }
 
     fn wait(&mut self) {

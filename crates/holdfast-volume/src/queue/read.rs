@@ -1,6 +1,6 @@
 //! Reading: what was read is delivered only if it matches its tuples.
 
-use holdfast_bio::{Bio, BlockDevice, Error, Mismatch};
+use holdfast_bio::{BlockDevice, Error, Mismatch};
 use holdfast_checksum::generate;
 use holdfast_iov::Memory;
 
@@ -9,6 +9,24 @@ use super::Queue;
 impl<D: BlockDevice> Queue<D> {
     /// Checks what a job has read against the tuples of its sectors.
     pub(super) fn verify(&mut self, key: usize) -> Result<(), Error> {
+        let mut bad: Option<(bool, Mismatch)> = None;
+        for (_, mismatch) in self.mismatches(key) {
+            let is_final = self.is_final(key, &mismatch);
+            if is_final {
+                self.volume.report(&mismatch);
+            }
+            // The first, but a final one goes before those after which the submitter reads
+            // again: what was reported must not be met, and counted, once more.
+            if bad.is_none_or(|(was_final, _)| is_final && !was_final) {
+                bad = Some((is_final, mismatch));
+            }
+        }
+        bad.map_or(Ok(()), |(_, mismatch)| Err(mismatch.into()))
+    }
+
+    /// Returns the sectors of what a job has read that do not match their tuples, each by its place in
+    /// the group.
+    pub(super) fn mismatches(&mut self, key: usize) -> Vec<(usize, Mismatch)> {
         let job = &mut self.jobs[key];
         let (sector, sectors) = (self.limits.sector.len(), job.sectors);
         let kind = self.volume.protection().kind;
@@ -19,41 +37,34 @@ impl<D: BlockDevice> Queue<D> {
                 generate(kind, sector, &buffer.as_slice()[..bytes], &mut self.guards);
             }
             Memory::Iov(iter) => iter.generate(kind, sector, bytes, &mut self.guards),
-            Memory::None => unreachable!("`check` saw memory"),
+            Memory::Shared(_) | Memory::None => unreachable!("`check` saw memory"),
         }
         let job = &self.jobs[key];
         let first_lba = self.limits.sector.count(job.bio.offset);
         let way = job.way();
-        let mut bad: Option<(bool, Mismatch)> = None;
+        let mut bad = Vec::new();
         for (index, &guard) in self.guards.iter().enumerate() {
             let words = self.volume.cache.tuple(way, sectors.first + index);
             let lba = first_lba + index as u64;
             let is_zero = || match &job.bio.memory {
                 Memory::Buffer(buffer) => is_zero(&buffer.as_slice()[index * sector..][..sector]),
                 Memory::Iov(iter) => iter.is_zero(index * sector, sector),
-                Memory::None => unreachable!("`check` saw memory"),
+                Memory::Shared(_) | Memory::None => unreachable!("`check` saw memory"),
             };
             if let Err(mismatch) = self.volume.check(lba, guard, words, is_zero) {
-                let is_final = is_final(&job.bio, &mismatch);
-                if is_final {
-                    self.volume.report(&mismatch);
-                }
-                // The first, but a final one goes before those after which the submitter reads
-                // again: what was reported must not be met, and counted, once more.
-                if bad.is_none_or(|(was_final, _)| is_final && !was_final) {
-                    bad = Some((is_final, mismatch));
-                }
+                bad.push((sectors.first + index, mismatch));
             }
         }
-        bad.map_or(Ok(()), |(_, mismatch)| Err(mismatch.into()))
+        bad
     }
-}
 
-/// Returns whether a mismatch is to be reported. It is not when the submitter reads again: then that
-/// is judged.
-fn is_final(bio: &Bio, mismatch: &Mismatch) -> bool {
-    let in_buffer = matches!(bio.memory, Memory::Buffer(_));
-    !bio.tentative || !(in_buffer || mismatch.tag.depends_on_data())
+    /// Returns whether a mismatch is to be reported. It is not when the submitter reads again: then
+    /// that is judged.
+    pub(super) fn is_final(&self, key: usize, mismatch: &Mismatch) -> bool {
+        let bio = &self.jobs[key].bio;
+        let in_buffer = matches!(bio.memory, Memory::Buffer(_));
+        !bio.tentative || !(in_buffer || mismatch.tag.depends_on_data())
+    }
 }
 
 /// Returns whether all bytes are 0.

@@ -7,6 +7,7 @@ use holdfast_iov::{BUFFER_MIN, Memory};
 use holdfast_units::{to_u64, to_usize};
 
 use super::Queue;
+use super::heal::Purpose;
 use super::job::{Edge, Part, Step, Token};
 use super::read::is_zero;
 use crate::claims::Sectors;
@@ -45,7 +46,7 @@ impl<D: BlockDevice> Queue<D> {
     }
 
     /// Goes on with the edge behind `last`, or with the log. Returns whether to proceed.
-    fn next_edge(&mut self, key: usize, last: Option<Edge>) -> bool {
+    pub(super) fn next_edge(&mut self, key: usize, last: Option<Edge>) -> bool {
         let edges: &[Edge] = match last {
             None => &[Edge::Head, Edge::Tail],
             Some(Edge::Head) => &[Edge::Tail],
@@ -73,12 +74,12 @@ impl<D: BlockDevice> Queue<D> {
             let job = &mut self.jobs[key];
             let (edge, way) = (job.edge, job.way());
             let lba = sector.count(job.edge_offset(edge, sector));
-            let last = job.sectors.first + job.sectors.count - 1;
-            let index = if edge == Edge::Head { job.sectors.first } else { last };
-            let words = self.volume.cache.tuple(way, index);
+            let words = self.volume.cache.tuple(way, job.edge_sector(edge));
             let guard = checksum(self.volume.protection().kind, stored);
             self.volume.check(lba, guard, words, || is_zero(stored)).inspect_err(|mismatch| {
-                self.volume.report(mismatch);
+                if !self.mirrored {
+                    self.volume.report(mismatch);
+                }
             })?;
             job.merge_edge(edge, sector, stored);
             Ok(edge)
@@ -88,6 +89,11 @@ impl<D: BlockDevice> Queue<D> {
             Ok(edge) => {
                 self.next_edge(key, Some(edge));
                 self.proceed(key);
+            }
+            Err(_) if self.mirrored => {
+                let job = &self.jobs[key];
+                let index = job.edge_sector(job.edge);
+                self.heal(key, Purpose::Edge(job.edge), vec![index]);
             }
             Err(error) => self.finish(key, Err(error)),
         }
@@ -109,7 +115,7 @@ impl<D: BlockDevice> Queue<D> {
                 job.guards.resize(count, 0);
                 iter.generate(kind, sector, count * sector, &mut job.guards);
             }
-            Memory::None => unreachable!("`check` saw memory"),
+            Memory::Shared(_) | Memory::None => unreachable!("`check` saw memory"),
         }
     }
 

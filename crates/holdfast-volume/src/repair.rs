@@ -1,0 +1,166 @@
+//! Repairing a mirror from one end to the other: its legs are compared, or one gets what it missed.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, Op};
+use holdfast_iov::{Memory, Pool};
+use holdfast_units::to_usize;
+
+use crate::queue::Queue;
+
+/// What a repair came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RepairReport {
+    /// How many bytes of the disk were looked at, or copied.
+    pub done: u64,
+    /// How many bytes are holes of all legs, which were passed over.
+    pub holes: u64,
+    /// Ranges with sectors that are intact on no leg: offset in bytes, and what is wrong.
+    pub failed: Vec<(u64, Error)>,
+}
+
+/// A repair of a volume on a mirror through one queue, a step at a time.
+#[derive(Debug)]
+pub struct RepairRun<'q, D: BlockDevice> {
+    queue: &'q mut Queue<D>,
+    pool: Pool,
+    /// The leg that gets all, instead of a comparison.
+    leg: Option<u8>,
+    /// The ranges of the disk that are left.
+    ranges: VecDeque<Range<u64>>,
+    skip_holes: bool,
+    in_flight: usize,
+    ended: Vec<Ended>,
+    report: RepairReport,
+}
+
+impl<'q, D: BlockDevice> RepairRun<'q, D> {
+    /// The most ranges in flight.
+    const DEPTH: usize = 4;
+
+    /// Begins to compare all legs, over all that is stored on any.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub fn compare(queue: &'q mut Queue<D>) -> std::io::Result<Self> {
+        let disk = 0..queue.limits().capacity;
+        Self::new(queue, None, VecDeque::from([disk]), true)
+    }
+
+    /// Begins to copy to a leg what it missed, in ranges of bytes of the device. Without them the leg
+    /// holds nothing, and gets all that is stored.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub fn copy(
+        queue: &'q mut Queue<D>,
+        leg: u8,
+        missed: Option<&[Range<u64>]>,
+    ) -> std::io::Result<Self> {
+        let geometry = *queue.volume().geometry();
+        let disk = 0..geometry.capacity();
+        let ranges = missed.map_or_else(
+            || VecDeque::from([disk]),
+            |missed| missed.iter().map(|range| geometry.disk_range(range)).collect(),
+        );
+        Self::new(queue, Some(leg), ranges, missed.is_none())
+    }
+
+    fn new(
+        queue: &'q mut Queue<D>,
+        leg: Option<u8>,
+        ranges: VecDeque<Range<u64>>,
+        skip_holes: bool,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            pool: Pool::new(Self::DEPTH << 20)?,
+            queue,
+            leg,
+            ranges,
+            skip_holes,
+            in_flight: 0,
+            ended: Vec::new(),
+            report: RepairReport::default(),
+        })
+    }
+
+    /// Returns how many bytes of the disk are left.
+    pub fn left(&self) -> u64 {
+        self.ranges.iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// Goes on. Returns whether there is more to do.
+    ///
+    /// # Errors
+    ///
+    /// When a leg cannot tell where data are, or the one that is copied to cannot be written.
+    pub fn step(&mut self) -> Result<bool, Error> {
+        while self.in_flight < Self::DEPTH {
+            let Some((offset, len)) = self.next_range()? else { break };
+            let buffer = self.pool.take_whole(to_usize(len));
+            let buffer = buffer.expect("there is a buffer for each range in flight");
+            let mut bio = Bio::new(Op::Repair, offset, len, Memory::Buffer(buffer));
+            bio.leg = self.leg;
+            self.in_flight += 1;
+            if let Err(bio) = self.queue.submit(bio) {
+                unreachable!("a volume's queue is never full: {bio:?}");
+            }
+        }
+        if self.in_flight == 0 {
+            return Ok(false);
+        }
+        self.queue.wait();
+        self.queue.reap(&mut self.ended);
+        for ended in std::mem::take(&mut self.ended) {
+            self.in_flight -= 1;
+            self.report.done += ended.bio.len;
+            match ended.result {
+                Ok(_) => {}
+                Err(error) if self.leg.is_some() => return Err(error),
+                Err(error) => self.report.failed.push((ended.bio.offset, error)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes durable what was repaired, and returns what came of it. What a leg gets that missed all
+    /// are also the superblocks.
+    ///
+    /// # Errors
+    ///
+    /// When a flush fails.
+    pub fn finish(self) -> Result<RepairReport, Error> {
+        for _ in 0..2 {
+            // The copies of the superblock take turns.
+            self.queue.volume().keep_news();
+            self.queue.run(Bio::flush()).result?;
+        }
+        Ok(self.report)
+    }
+
+    fn next_range(&mut self) -> Result<Option<(u64, u64)>, Error> {
+        let limits = self.queue.limits();
+        let mut range = loop {
+            let Some(mut range) = self.ranges.pop_front() else { return Ok(None) };
+            if self.skip_holes {
+                let data = self.queue.data_after(range.start)?;
+                let data = data.map_or(range.end, |data| data.min(range.end));
+                self.report.holes += data - range.start;
+                range.start = data;
+            }
+            if !range.is_empty() {
+                break range;
+            }
+        };
+        let len = limits.first_chunk(range.start, range.end - range.start, limits.bytes_max);
+        let next = (range.start, len);
+        range.start += len;
+        if !range.is_empty() {
+            self.ranges.push_front(range);
+        }
+        Ok(Some(next))
+    }
+}
