@@ -20,7 +20,7 @@ pub(crate) fn announce(
     let mode = if open.volume.is_read_only() { ", read-only" } else { "" };
     let mut text = format!(
         "serving {}: {} in sectors of {} bytes, guard {}{mode}\n",
-        open.backing.path().display(),
+        open.path().display(),
         BinaryBytes(geometry.capacity()),
         geometry.sector(),
         open.volume.protection().kind,

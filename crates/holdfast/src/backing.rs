@@ -1,19 +1,19 @@
 //! Opening volumes and their queues, as every command does.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use holdfast_bio::{Bio, BlockDevice, Error, Op};
-use holdfast_device::{Access, Backing, FileDevice, OpenError};
+use holdfast_device::{Access, Backing, FileDevice};
 use holdfast_iov::Memory;
 use holdfast_ring::{Ring, SharedRing};
 use holdfast_volume::{CreateOptions, OpenOptions, Queue, RecoveryReport, Volume, VolumeError};
 use uuid::Uuid;
 
 use crate::progress::Progress;
+use crate::store::{Device, Store};
 
 /// The most sectors that are named after a crash. All are counted, and `holdfast verify` names them.
 const NAMED_MAX: usize = 100;
@@ -22,7 +22,7 @@ const RING_ENTRIES: u32 = 256;
 
 /// A volume that a command uses alone, in one thread.
 pub(crate) struct OpenVolume {
-    pub(crate) backing: Arc<Backing>,
+    pub(crate) store: Arc<Store>,
     pub(crate) ring: SharedRing,
     pub(crate) volume: Arc<Volume>,
 }
@@ -34,40 +34,21 @@ pub(crate) fn ring() -> anyhow::Result<SharedRing> {
     Ok(ring.shared())
 }
 
-/// How long a process that was killed may keep its lock.
-const DYING: Duration = Duration::from_secs(3);
-
-/// Opens a file or block device. The kernel gives up the lock of a process that was killed only when
-/// what its rings had in flight has ended, so that is waited for. By then nobody can say whose it is.
-fn open_in_time(path: &Path, access: Access) -> Result<Backing, OpenError> {
-    let until = Instant::now() + DYING;
-    loop {
-        match Backing::open(path, access) {
-            Err(OpenError::InUse { holder, .. })
-                if holder.is_none_or(is_dead) && Instant::now() < until =>
-            {
-                thread::sleep(Duration::from_millis(10));
-            }
-            opened => return opened,
-        }
-    }
-}
-
-/// Returns whether a process has ended, if only its parent does not know yet (proc(5)).
-fn is_dead(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| {
-        // The name may have anything in it, parentheses included.
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        matches!(state, Some('Z' | 'X'))
-    })
-}
-
 impl OpenVolume {
     pub(crate) fn open(path: &Path, options: &OpenOptions) -> anyhow::Result<Self> {
+        Self::open_without(path, None, options)
+    }
+
+    /// Opens a volume, of a mirror without the leg at a path.
+    pub(crate) fn open_without(
+        path: &Path,
+        without: Option<&Path>,
+        options: &OpenOptions,
+    ) -> anyhow::Result<Self> {
         let access = if options.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let backing = Arc::new(open_in_time(path, access)?);
+        let store = Arc::new(Store::open(path, access, without)?);
         let ring = ring()?;
-        let mut device = FileDevice::new(&backing, &ring)?;
+        let mut device = store.device(&ring)?;
         let options = OpenOptions { boot: boot(), ..*options };
         let mut shown = None;
         let mut progress = |done, total| {
@@ -79,21 +60,24 @@ impl OpenVolume {
         if let Some(report) = volume.recovery() {
             tell_of_recovery(path, &volume, report);
         }
-        Ok(Self { backing, ring, volume })
+        Ok(Self { store, ring, volume })
+    }
+
+    /// Returns where the volume is, as it was named.
+    pub(crate) fn path(&self) -> &Path {
+        self.store.named().path()
     }
 
     /// Opens a queue on this thread's ring.
-    pub(crate) fn queue(&self) -> anyhow::Result<Queue<FileDevice>> {
-        let device = FileDevice::new(&self.backing, &self.ring)?;
-        Ok(Queue::new(&self.volume, device, || {})?)
+    pub(crate) fn queue(&self) -> anyhow::Result<Queue<Device>> {
+        Ok(Queue::new(&self.volume, self.store.device(&self.ring)?, || {})?)
     }
 
     /// Marks the volume as closed, after everything was flushed.
     pub(crate) fn close(&self) -> anyhow::Result<()> {
-        let mut device = FileDevice::new(&self.backing, &self.ring)?;
-        self.volume
-            .close(&mut device)
-            .with_context(|| format!("cannot close {}", self.backing.path().display()))
+        let cannot = || format!("cannot close {}", self.path().display());
+        self.volume.close(&mut self.store.device(&self.ring)?).with_context(cannot)?;
+        self.store.mirror().map_or(Ok(()), |mirror| mirror.close()).with_context(cannot)
     }
 }
 
@@ -135,35 +119,61 @@ fn tell_of_recovery(path: &Path, volume: &Volume, report: &RecoveryReport) {
     }
 }
 
-/// Makes a volume of a size that is given as options by `choose`, which is told how many bytes a
-/// block device has. A block device that holds a volume is only taken by `force`.
+/// Makes a volume of a size that is given as options by `choose`, which is told how many bytes the
+/// smallest of the block devices has. With several paths it is a mirror. A block device that holds a
+/// volume is only taken by `force`.
 pub(crate) fn create(
-    path: &Path,
+    paths: &[&Path],
     force: bool,
     choose: impl FnOnce(Option<u64>) -> anyhow::Result<CreateOptions>,
 ) -> anyhow::Result<CreateOptions> {
-    let is_device = is_block_device(path);
-    let device_bytes =
-        is_device.then(|| Backing::open(path, Access::Peek).map(|found| found.bytes()));
-    let options = choose(device_bytes.transpose()?)?;
-    let backing = Backing::create(path, options.geometry()?.device_len())?;
-    let created = (|| {
-        let mut device = FileDevice::new(&backing, &ring()?)?;
-        if is_device {
-            // A refusal must come before anything is wiped.
-            check_fits(&backing, &options)?;
-            if !force && holds_volume(&mut device) {
-                bail!("{} holds a Holdfast volume already (--force replaces it)", path.display());
-            }
-            zero(&mut device, options.geometry()?.device_len())?;
-        }
-        Ok(Volume::create(&mut device, &options)?)
-    })();
+    let devices = paths.iter().filter(|path| is_block_device(path));
+    let device_bytes = devices
+        .map(|path| Backing::open(path, Access::Peek).map(|found| found.bytes()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let options = choose(device_bytes.into_iter().min())?;
+    let mut backings = Vec::new();
+    let created = paths
+        .iter()
+        .try_for_each(|path| {
+            backings.push(Arc::new(Backing::create(path, options.geometry()?.device_len())?));
+            Ok(())
+        })
+        .and_then(|()| create_on(&backings, force, &options));
     created.map(|()| options).inspect_err(|_: &anyhow::Error| {
-        if !is_device && let Err(error) = std::fs::remove_file(path) {
-            tracing::warn!("{} is no volume, and cannot be removed: {error}", path.display());
+        for path in backings.iter().map(|backing| backing.path()) {
+            if !is_block_device(path)
+                && let Err(error) = std::fs::remove_file(path)
+            {
+                tracing::warn!("{} is no volume, and cannot be removed: {error}", path.display());
+            }
         }
     })
+}
+
+/// Makes a volume on what was opened for it.
+fn create_on(
+    backings: &[Arc<Backing>],
+    force: bool,
+    options: &CreateOptions,
+) -> anyhow::Result<()> {
+    let ring = ring()?;
+    let devices = || backings.iter().filter(|backing| is_block_device(backing.path()));
+    // A refusal must come before anything is wiped.
+    for backing in devices() {
+        check_fits(backing, options)?;
+        let mut device = FileDevice::new(backing, &ring)?;
+        if !force && holds_volume(&mut device) {
+            let path = backing.path().display();
+            bail!("{path} holds a Holdfast volume already (--force replaces it)");
+        }
+    }
+    for backing in devices() {
+        let mut device = FileDevice::new(backing, &ring)?;
+        zero(&mut device, 0..options.geometry()?.device_len())?;
+    }
+    let store = Store::create(backings.to_vec())?;
+    Ok(Volume::create(&mut store.device(&ring)?, options)?)
 }
 
 /// Returns whether a device holds a volume, if only one for a newer program.
@@ -190,17 +200,17 @@ fn check_fits(backing: &Backing, options: &CreateOptions) -> anyhow::Result<()> 
 
 /// Makes a device read as zeros, in the way that is cheapest for it: what was never written must be
 /// zeros, and a device may hold anything.
-fn zero(device: &mut FileDevice, len: u64) -> anyhow::Result<()> {
+pub(crate) fn zero(device: &mut FileDevice, range: Range<u64>) -> anyhow::Result<()> {
     /// How much is zeroed between two looks at the progress.
     const STEP: u64 = 256 << 20;
     let block = device.limits().sector;
     // The last block may be larger than what the volume needs of it.
-    let len = block.align_up(len).unwrap_or(len).min(device.limits().capacity);
-    let mut progress = Progress::new("zeroing", len);
-    let mut position = 0;
+    let end = block.align_up(range.end).unwrap_or(range.end).min(device.limits().capacity);
+    let mut progress = Progress::new("zeroing", end);
+    let mut position = range.start;
     let mut keep = false;
-    while position < len {
-        let step = STEP.min(len - position);
+    while position < end {
+        let step = STEP.min(end - position);
         let op = Op::Zero { keep, fast: false };
         match device.run(Bio::new(op, position, step, Memory::None)).result {
             // A device that cannot unmap can be told to write zeros.
@@ -216,21 +226,4 @@ fn zero(device: &mut FileDevice, len: u64) -> anyhow::Result<()> {
 pub(crate) fn is_block_device(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
     std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_dead_from_its_end_on_also_when_nobody_has_asked_for_it() {
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let until = Instant::now() + DYING;
-        while !is_dead(child.id()) && Instant::now() < until {
-            thread::yield_now();
-        }
-        assert!(is_dead(child.id()) && !is_dead(std::process::id()));
-        child.wait().unwrap();
-        assert!(is_dead(child.id()));
-    }
 }

@@ -34,6 +34,10 @@ pub(crate) enum Command {
     Info(Info),
     /// Have the server of a volume read everything and check everything in the background.
     Scrub(Scrub),
+    /// Let a leg come to a mirror, or come back: it gets what it missed.
+    Attach(Attach),
+    /// Take a leg out of a mirror. What it misses from then on is remembered.
+    Detach(Detach),
     /// Copy a raw image or a block device into a volume, which is made if there is none.
     Import(Import),
     /// Copy the disk that a volume presents to a raw image or a block device.
@@ -51,6 +55,10 @@ pub(crate) struct Create {
     /// what fits.
     #[arg(long, value_parser = parse_size)]
     pub(crate) size: Option<u64>,
+    /// Make the volume a mirror: each of these files or block devices holds all of it, too. Up to
+    /// three times.
+    #[arg(long, value_name = "PATH", action = clap::ArgAction::Append)]
+    pub(crate) mirror: Vec<PathBuf>,
     /// Replace the volume that a block device holds. A file that exists is never replaced.
     #[arg(long)]
     pub(crate) force: bool,
@@ -151,11 +159,33 @@ pub(crate) struct Verify {
     /// Do not verify, but take these sectors as they are, whatever is wrong with them: reads of them
     /// succeed from now on. Numbers or ranges, such as 14 20-25.
     #[arg(long, value_name = "LBA", num_args = 1.., value_delimiter = ',', value_parser = parse_lbas,
-        conflicts_with = "json")]
+        conflicts_with_all = ["json", "repair"])]
     pub(crate) accept: Vec<RangeInclusive<u64>>,
+    /// Let each leg of a mirror have what is intact on another. The volume must not be in use.
+    #[arg(long)]
+    pub(crate) repair: bool,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Attach {
+    /// The volume: any leg that is good.
+    pub(crate) path: PathBuf,
+    /// The leg: a file, which is made if there is none, or a block device.
+    pub(crate) leg: PathBuf,
+    /// Throw away what is on the leg: that of a split brain, or of something else.
+    #[arg(long)]
+    pub(crate) discard: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Detach {
+    /// The volume: any leg that stays.
+    pub(crate) path: PathBuf,
+    /// The leg.
+    pub(crate) leg: PathBuf,
 }
 
 #[derive(Args, Debug)]

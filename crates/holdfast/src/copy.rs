@@ -8,7 +8,6 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use holdfast_bio::{Bio, BlockDevice, Ended, Op};
-use holdfast_device::FileDevice;
 use holdfast_iov::{BUFFER_MAX, BUFFER_MIN, Memory, Pool};
 use holdfast_units::{to_u64, to_usize};
 use holdfast_volume::{OpenOptions as VolumeOptions, Queue};
@@ -18,13 +17,14 @@ use crate::Outcome;
 use crate::backing::{self, OpenVolume};
 use crate::cli::{Export, Import};
 use crate::progress::Progress;
+use crate::store::Device;
 
 /// The most bios in flight.
 const DEPTH: usize = 8;
 
 /// A volume's queue with several bios in flight.
 struct Pipeline {
-    queue: Queue<FileDevice>,
+    queue: Queue<Device>,
     pool: Pool,
     in_flight: usize,
     ended: Vec<Ended>,
@@ -107,7 +107,7 @@ pub(crate) fn import(arguments: &Import) -> anyhow::Result<Outcome> {
         let Some(capacity) = sector.align_up(len).filter(|&capacity| capacity > 0) else {
             bail!("{} is empty: there is nothing to import", from.display());
         };
-        backing::create(&arguments.path, false, |_| Ok(arguments.format.options(capacity)))?;
+        backing::create(&[&arguments.path], false, |_| Ok(arguments.format.options(capacity)))?;
     }
     let open = OpenVolume::open(&arguments.path, &VolumeOptions::default())?;
     let filled = fill(&open, from, &source, len);
@@ -264,7 +264,8 @@ fn open_target(to: &Path, force: bool) -> anyhow::Result<(File, bool)> {
 
 /// Refuses a target that is the volume itself or in use, and says whether it is a block device.
 fn check_target(to: &Path, target: &File, open: &OpenVolume) -> anyhow::Result<bool> {
-    let (found, source) = (target.metadata()?, File::from(open.backing.descriptor()?).metadata()?);
+    let (found, source) =
+        (target.metadata()?, File::from(open.store.named().descriptor()?).metadata()?);
     let is_device = found.file_type().is_block_device();
     if !is_device && !found.is_file() {
         bail!("{} is neither a file nor a block device", to.display());

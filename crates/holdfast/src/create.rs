@@ -1,6 +1,7 @@
 //! `holdfast create`
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use holdfast_volume::Geometry;
@@ -12,7 +13,9 @@ use crate::cli::Create;
 
 pub(crate) fn run(arguments: &Create) -> anyhow::Result<Outcome> {
     let format = arguments.format;
-    let options = backing::create(&arguments.path, arguments.force, |device_bytes| {
+    let legs = arguments.mirror.iter().map(PathBuf::as_path);
+    let paths: Vec<&Path> = std::iter::once(arguments.path.as_path()).chain(legs).collect();
+    let options = backing::create(&paths, arguments.force, |device_bytes| {
         let capacity = match (arguments.size, device_bytes) {
             (Some(size), _) => size,
             (None, Some(bytes)) => {
@@ -30,10 +33,16 @@ pub(crate) fn run(arguments: &Create) -> anyhow::Result<Outcome> {
     let _closed = writeln!(
         std::io::stdout(),
         "{}: a disk of {} in sectors of {} bytes, guard {}",
-        arguments.path.display(),
+        names(&paths),
         BinaryBytes(options.capacity),
         options.sector,
         options.guard
     );
     Ok(Outcome::Fine)
+}
+
+/// Returns the paths of all legs in one line.
+fn names(paths: &[&Path]) -> String {
+    let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    names.join(", mirrored to ")
 }

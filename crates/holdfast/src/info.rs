@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use holdfast_device::{Access, Backing, FileDevice, OpenError};
+use holdfast_device::{Access, Backing, OpenError};
 use holdfast_vhost_user_blk::QueueCounts;
 use holdfast_volume::Volume;
 use holdfast_volume::format::{ErrorCounts, Superblock};
@@ -17,20 +17,24 @@ use crate::Outcome;
 use crate::backing;
 use crate::cli::Info;
 use crate::control::{self, Request};
+use crate::legs::{self, LegReport};
 use crate::live::{Live, Running};
 use crate::scrub::{State, Status};
+use crate::store::Store;
 
 pub(crate) fn run(arguments: &Info) -> anyhow::Result<Outcome> {
     let path = &arguments.path;
-    let peeked = Backing::open(path, Access::Peek)?;
-    let mut device = FileDevice::new(&peeked, &backing::ring()?)?;
+    let store = Store::open(path, Access::Peek, None)?;
+    let peeked = store.named();
+    let mut device = store.device(&backing::ring()?)?;
     let superblock =
         Volume::peek(&mut device).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut info = Json::new(path, &superblock, Use::of(&peeked, &superblock)?)?;
+    let mut info = Json::new(path, &superblock, Use::of(peeked, &superblock)?)?;
+    info.legs = store.mirror().map(|mirror| legs::report(mirror));
     if arguments.live {
-        match control::ask(&info.uuid, &peeked, Request::Counters)? {
+        match control::ask(&info.uuid, peeked, Request::Counters)? {
             Some(live) => info.add(live),
-            None => return Err(nobody_counts(&peeked, info.in_use_by)),
+            None => return Err(nobody_counts(peeked, info.in_use_by)),
         }
     }
     let mut out = std::io::stdout().lock();
@@ -102,6 +106,9 @@ struct Json {
     in_use_by: Option<u32>,
     errors: ErrorCounts,
     scrub: Status,
+    /// Of a mirror.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    legs: Option<Vec<LegReport>>,
     #[serde(flatten)]
     running: Option<Running>,
 }
@@ -128,16 +135,18 @@ impl Json {
             in_use_by,
             errors: superblock.errors,
             scrub: Status::stored(&superblock.scrub, superblock.geometry.capacity()),
+            legs: None,
             running: None,
         })
     }
 
     /// Adds what the server says, which is newer than what is stored.
     fn add(&mut self, live: Live) {
-        let Live { errors, scrub, running } = live;
+        let Live { errors, scrub, legs, running } = live;
         if let Some(scrub) = scrub {
             self.scrub = scrub;
         }
+        self.legs = legs.or_else(|| self.legs.take());
         (self.state, self.in_use_by, self.errors) = ("in use", Some(running.pid), errors);
         self.running = Some(running);
     }
@@ -164,6 +173,9 @@ impl fmt::Display for Json {
         )?;
         if self.scrub.state != State::Never {
             writeln!(f, "scrub            {}", self.scrub.line())?;
+        }
+        for LegReport { path, state, repairs, errors } in self.legs.iter().flatten() {
+            writeln!(f, "leg              {path}: {state}, {repairs} repairs, {errors} errors")?;
         }
         self.running.as_ref().map_or(Ok(()), |running| write_running(f, running))
     }

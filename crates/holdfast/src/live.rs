@@ -10,7 +10,9 @@ use holdfast_volume::Volume;
 use holdfast_volume::format::ErrorCounts;
 use serde::{Deserialize, Serialize};
 
+use crate::legs::{self, LegReport};
 use crate::scrub::{Status, Steering};
+use crate::store::Store;
 
 /// Where a running server counts.
 #[derive(Debug)]
@@ -19,6 +21,7 @@ pub(crate) struct Watch {
     pub(crate) read_policy: ReadPolicy,
     pub(crate) volume: Arc<Volume>,
     pub(crate) scrub: Arc<Steering>,
+    pub(crate) store: Arc<Store>,
     pub(crate) clients: Vec<Arc<ClientCounters>>,
 }
 
@@ -31,6 +34,9 @@ pub(crate) struct Live {
     /// How far the scrub is. Servers that cannot scrub say nothing of it.
     #[serde(default)]
     pub(crate) scrub: Option<Status>,
+    /// The legs of a mirror.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) legs: Option<Vec<LegReport>>,
     #[serde(flatten)]
     pub(crate) running: Running,
 }
@@ -63,6 +69,7 @@ impl Watch {
         Live {
             errors: self.volume.errors(),
             scrub: Some(self.scrub.status()),
+            legs: self.store.mirror().map(|mirror| legs::report(mirror)),
             running: Running {
                 pid: std::process::id(),
                 uptime_seconds: self.since.elapsed().as_secs(),

@@ -10,12 +10,14 @@ mod copy;
 mod create;
 mod http;
 mod info;
+mod legs;
 mod limited;
 mod live;
 mod metrics;
 mod progress;
 mod scrub;
 mod serve;
+mod store;
 mod torture;
 mod verify;
 
@@ -77,6 +79,8 @@ fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Create(arguments) => create::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
+        Command::Attach(arguments) => legs::attach(arguments),
+        Command::Detach(arguments) => legs::detach(arguments),
         Command::Info(arguments) => info::run(arguments),
         Command::Scrub(arguments) => scrub::run(arguments),
         Command::Import(arguments) => copy::import(arguments),

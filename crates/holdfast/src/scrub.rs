@@ -10,7 +10,7 @@ mod steering;
 use std::io::Write;
 
 use anyhow::{Context, bail};
-use holdfast_device::{Access, Backing, FileDevice};
+use holdfast_device::Access;
 use holdfast_volume::Volume;
 
 use crate::Outcome;
@@ -18,6 +18,7 @@ use crate::backing;
 use crate::cli::{Scrub, ScrubAction, ScrubTarget};
 use crate::control::{self, Request};
 use crate::info::Use;
+use crate::store::Store;
 
 pub(crate) use self::activity::{Activity, Counted};
 pub(crate) use self::pace::Plan;
@@ -32,11 +33,12 @@ pub(crate) fn run(arguments: &Scrub) -> anyhow::Result<Outcome> {
         ScrubAction::Status(target) => (target, Request::ScrubStatus),
     };
     let path = &target.path;
-    let peeked = Backing::open(path, Access::Peek)?;
-    let mut device = FileDevice::new(&peeked, &backing::ring()?)?;
+    let store = Store::open(path, Access::Peek, None)?;
+    let peeked = store.named();
+    let mut device = store.device(&backing::ring()?)?;
     let superblock =
         Volume::peek(&mut device).with_context(|| format!("cannot read {}", path.display()))?;
-    let asked = control::ask::<Status>(&superblock.uuid_text(), &peeked, request)?;
+    let asked = control::ask::<Status>(&superblock.uuid_text(), peeked, request)?;
     let is_served = asked.is_some();
     let status = match asked {
         Some(status) => status,
@@ -44,8 +46,8 @@ pub(crate) fn run(arguments: &Scrub) -> anyhow::Result<Outcome> {
             Status::stored(&superblock.scrub, superblock.geometry.capacity())
         }
         None => {
-            if let Some(pid) = Use::of(&peeked, &superblock)?.holder() {
-                return Err(control::silent(&peeked, pid));
+            if let Some(pid) = Use::of(peeked, &superblock)?.holder() {
+                return Err(control::silent(peeked, pid));
             }
             let path = path.display();
             bail!(

@@ -6,9 +6,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use holdfast_bio::{Bio, BlockDevice, ReadPolicy};
-use holdfast_device::{Backing, FileDevice};
 use holdfast_iov::Pool;
 use holdfast_nbd::{BlockSizes, Export, Server, ServerLimits};
 use holdfast_ring::{Ring, SharedRing, Waker};
@@ -28,6 +27,7 @@ use crate::http::{self, Page};
 use crate::live::Watch;
 use crate::metrics::{self, Metrics};
 use crate::scrub::{Activity, Counted, Plan, Scrubber, Steering};
+use crate::store::{Device, Store};
 
 /// The memory for data on their way, of all threads together.
 const BUFFER_BYTES: usize = 48 << 20;
@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &Serve) -> anyhow::Result<Outcome> {
     if let Some(capacity) = arguments.create
         && !path.exists()
     {
-        backing::create(path, false, |_| Ok(arguments.format.options(capacity)))?;
+        backing::create(&[path], false, |_| Ok(arguments.format.options(capacity)))?;
     }
     let options = OpenOptions {
         cache_bytes: to_usize(arguments.cache_size),
@@ -48,6 +48,13 @@ pub(crate) fn run(arguments: &Serve) -> anyhow::Result<Outcome> {
         ..OpenOptions::default()
     };
     let open = OpenVolume::open(path, &options)?;
+    if arguments.read_policy == ReadPolicy::Never && open.store.mirror().is_some() {
+        open.close()?;
+        bail!(
+            "--read-policy never writes memory that changes as it is, so that the legs of a mirror \
+             would differ: use always or lazy"
+        );
+    }
     let served = serve(arguments, &open);
     // What failed to start or to go on still leaves a closed volume behind, if it can be flushed.
     let closed = flush(&open).and_then(|()| open.close());
@@ -64,7 +71,7 @@ fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
     let listeners = listen(arguments)?;
     let sockets = arguments.vhost_user.iter().map(|path| bind(&Address::Unix(path.clone())));
     let sockets = sockets.collect::<anyhow::Result<Vec<_>>>()?;
-    let control = Control::bind(&open.volume.uuid_text(), &open.backing);
+    let control = Control::bind(&open.volume.uuid_text(), open.store.named());
     let shown = arguments.metrics.as_ref().map(bind).transpose()?;
     announce(open, &listeners, shown.as_ref(), arguments);
     let threads = if listeners.is_empty() { 0 } else { threads(arguments) };
@@ -124,8 +131,8 @@ fn watch_over(
 ) -> anyhow::Result<Scrubber> {
     let plan = Plan { days: arguments.scrub, rate_max: arguments.scrub_rate };
     let steering = Arc::new(Steering::new(&open.volume, plan));
-    let (backing, volume) = (Arc::clone(&open.backing), Arc::clone(&open.volume));
-    let scrubber = Scrubber::start(Arc::clone(&steering), backing, volume, Arc::clone(clients))
+    let (store, volume) = (Arc::clone(&open.store), Arc::clone(&open.volume));
+    let scrubber = Scrubber::start(Arc::clone(&steering), store, volume, Arc::clone(clients))
         .context("cannot start the thread that scrubs")?;
     observe(arguments, open, steering, disks, control, shown)?;
     Ok(scrubber)
@@ -146,6 +153,7 @@ fn observe(
         read_policy: arguments.read_policy,
         volume: Arc::clone(&open.volume),
         scrub,
+        store: Arc::clone(&open.store),
         clients: disks.iter().map(|disk| Arc::clone(disk.counters())).collect(),
     });
     if let Some(control) = control {
@@ -165,20 +173,20 @@ fn observe(
 
 /// An open volume as the queues of virtual machines use it.
 struct Disk {
-    backing: Arc<Backing>,
+    store: Arc<Store>,
     volume: Arc<Volume>,
     clients: Arc<Activity>,
 }
 
 impl Storage for Disk {
-    type Device = Counted<FileDevice>;
+    type Device = Counted<Device>;
 
     fn volume(&self) -> &Arc<Volume> {
         &self.volume
     }
 
     fn device(&self, ring: &SharedRing) -> std::io::Result<Self::Device> {
-        Ok(Counted::new(FileDevice::new(&self.backing, ring)?, &self.clients))
+        Ok(Counted::new(self.store.device(ring)?, &self.clients))
     }
 }
 
@@ -201,8 +209,8 @@ fn start_disks(
              stores bad guards and gets false errors"
         );
     }
-    let (backing, volume) = (Arc::clone(&open.backing), Arc::clone(&open.volume));
-    let disk = Arc::new(Disk { backing, volume, clients: Arc::clone(clients) });
+    let (store, volume) = (Arc::clone(&open.store), Arc::clone(&open.volume));
+    let disk = Arc::new(Disk { store, volume, clients: Arc::clone(clients) });
     let mut disks = Vec::with_capacity(sockets.len());
     for socket in sockets {
         match VhostUser::start(socket, Arc::clone(&disk), &options) {
@@ -219,14 +227,14 @@ fn start_disks(
 
 /// What the threads share of an open volume. Its ring is the main thread's.
 struct Shared<'a> {
-    backing: &'a Backing,
+    store: &'a Store,
     volume: &'a Arc<Volume>,
     clients: &'a Arc<Activity>,
 }
 
 impl<'a> Shared<'a> {
     fn of(open: &'a OpenVolume, clients: &'a Arc<Activity>) -> Self {
-        Self { backing: &open.backing, volume: &open.volume, clients }
+        Self { store: &open.store, volume: &open.volume, clients }
     }
 }
 
@@ -244,7 +252,7 @@ fn react(
         tracing::debug!("the buffers are not registered, which costs a little speed: {error}");
     }
     let ring = ring.shared();
-    let device = Counted::new(FileDevice::new(open.backing, &ring)?, open.clients);
+    let device = Counted::new(open.store.device(&ring)?, open.clients);
     let to_wake = Arc::clone(waker);
     let queue = Queue::new(open.volume, device, move || to_wake.wake())?;
     let limits = ServerLimits::default();

@@ -2,9 +2,9 @@
 
 use std::io::Write;
 
+use anyhow::bail;
 use holdfast_bio::{BlockDevice, Mismatch};
-use holdfast_device::FileDevice;
-use holdfast_volume::{OpenOptions, Scrub, ScrubReport};
+use holdfast_volume::{OpenOptions, Queue, RepairReport, RepairRun, Scrub, ScrubReport};
 use indicatif::BinaryBytes;
 use serde::Serialize;
 
@@ -12,6 +12,7 @@ use crate::Outcome;
 use crate::backing::OpenVolume;
 use crate::cli::Verify;
 use crate::progress::Progress;
+use crate::store::Device;
 
 /// The most corrupt sectors that are named. All are counted.
 const MISMATCHES_MAX: usize = 100_000;
@@ -20,32 +21,42 @@ pub(crate) fn run(arguments: &Verify) -> anyhow::Result<Outcome> {
     if !arguments.accept.is_empty() {
         return accept(arguments);
     }
-    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let options = OpenOptions { read_only: !arguments.repair, ..OpenOptions::default() };
     let open = OpenVolume::open(&arguments.path, &options)?;
+    let is_mirror = open.store.mirror().is_some();
+    if arguments.repair && !is_mirror {
+        open.close()?;
+        bail!("{} is no mirror, so nothing can be repaired", arguments.path.display());
+    }
     let mut queue = open.queue()?;
     let sector = queue.limits().sector.bytes();
-    let mut progress = Progress::new("verifying", queue.limits().capacity);
-    let mut scrub = Scrub::new(&mut queue, MISMATCHES_MAX)?;
-    while let Some(position) = scrub.step()? {
-        progress.at(position);
+    let report = if is_mirror { compare(&mut queue)? } else { scrub(&mut queue)? };
+    drop(queue);
+    let healed = open.volume.healed();
+    if arguments.repair {
+        open.close()?;
     }
-    drop(progress);
-    let report = scrub.finish();
     let is_fine = report.corrupt == 0 && report.unreadable.is_empty();
     let mut out = std::io::stdout().lock();
     if arguments.json {
-        serde_json::to_writer_pretty(&mut out, &Json::new(arguments, &report))?;
+        let repairs = is_mirror.then_some(Repairs { bad: healed, repaired: arguments.repair });
+        serde_json::to_writer_pretty(&mut out, &Json::new(arguments, &report, repairs))?;
         writeln!(out)?;
     } else {
         write_report(&mut out, &report, sector)?;
+        if healed > 0 {
+            let what = if arguments.repair { "repaired" } else { "--repair repairs them" };
+            writeln!(out, "{healed} sectors were bad on a leg and intact on another: {what}")?;
+        }
     }
+    let is_fine = is_fine && (healed == 0 || arguments.repair);
     Ok(if is_fine { Outcome::Fine } else { Outcome::Problems })
 }
 
 /// Takes sectors as they are.
 fn accept(arguments: &Verify) -> anyhow::Result<Outcome> {
     let open = OpenVolume::open(&arguments.path, &OpenOptions::default())?;
-    let mut device = FileDevice::new(&open.backing, &open.ring)?;
+    let mut device = open.store.device(&open.ring)?;
     let mut accepted = 0;
     let result = arguments.accept.iter().try_for_each(|lbas| {
         accepted += open.volume.accept(&mut device, *lbas.start()..*lbas.end() + 1)?;
@@ -54,6 +65,32 @@ fn accept(arguments: &Verify) -> anyhow::Result<Outcome> {
     open.close()?;
     writeln!(std::io::stdout(), "{accepted} sectors are taken as they are")?;
     result.map(|()| Outcome::Fine)
+}
+
+fn scrub(queue: &mut Queue<Device>) -> anyhow::Result<ScrubReport> {
+    let mut progress = Progress::new("verifying", queue.limits().capacity);
+    let mut scrub = Scrub::new(queue, MISMATCHES_MAX)?;
+    while let Some(position) = scrub.step()? {
+        progress.at(position);
+    }
+    Ok(scrub.finish())
+}
+
+/// Verifies every leg of a mirror, and repairs what can be, if the volume may be changed.
+fn compare(queue: &mut Queue<Device>) -> anyhow::Result<ScrubReport> {
+    let capacity = queue.limits().capacity;
+    let mut progress = Progress::new("comparing the legs", capacity);
+    let mut run = RepairRun::compare(queue)?;
+    while run.step()? {
+        progress.at(capacity - run.left());
+    }
+    let RepairReport { done, holes, failed } = run.finish()?;
+    drop(progress);
+    if failed.is_empty() {
+        return Ok(ScrubReport { verified: done, holes, ..ScrubReport::default() });
+    }
+    // What is bad on all legs is named one by one.
+    scrub(queue)
 }
 
 fn write_report(out: &mut impl Write, report: &ScrubReport, sector: u64) -> std::io::Result<()> {
@@ -84,6 +121,17 @@ struct Json {
     corrupt_sectors: u64,
     errors: Vec<JsonError>,
     unreadable: Vec<JsonUnreadable>,
+    /// Of a mirror.
+    #[serde(flatten)]
+    repairs: Option<Repairs>,
+}
+
+/// Sectors that were bad on a leg and intact on another.
+#[derive(Serialize)]
+struct Repairs {
+    #[serde(rename = "bad_on_a_leg")]
+    bad: u64,
+    repaired: bool,
 }
 
 #[derive(Serialize)]
@@ -101,7 +149,7 @@ struct JsonUnreadable {
 }
 
 impl Json {
-    fn new(arguments: &Verify, report: &ScrubReport) -> Self {
+    fn new(arguments: &Verify, report: &ScrubReport, repairs: Option<Repairs>) -> Self {
         let error = |&Mismatch { tag, lba, expected, found }: &Mismatch| JsonError {
             lba,
             tag: tag.name(),
@@ -119,6 +167,7 @@ impl Json {
             corrupt_sectors: report.corrupt,
             errors: report.mismatches.iter().map(error).collect(),
             unreadable: report.unreadable.iter().map(unreadable).collect(),
+            repairs,
         }
     }
 }

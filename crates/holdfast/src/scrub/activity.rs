@@ -118,6 +118,10 @@ impl<D: BlockDevice> BlockDevice for Counted<D> {
         }
     }
 
+    fn legs(&self) -> usize {
+        self.device.legs()
+    }
+
     fn wait(&mut self) {
         self.device.wait();
     }

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use holdfast_bio::{Bio, BlockDevice, Ended};
-use holdfast_device::{Backing, FileDevice};
 use holdfast_ring::{Channel, Operation, Ring, SharedRing, Waker};
 use holdfast_volume::{Queue, ScrubBatch, Volume};
 
 use super::activity::Activity;
 use super::pace::Pacer;
 use super::steering::{Steering, Task};
+use crate::store::{Device, Store};
 
 /// The operations that the thread has in flight: reads, tuple blocks of a flush, and the waker's.
 const RING_ENTRIES: u32 = 256;
@@ -30,13 +30,13 @@ impl Scrubber {
     /// Starts the thread, which scrubs when `steering` says so, and in the pauses of `clients`.
     pub(crate) fn start(
         steering: Arc<Steering>,
-        backing: Arc<Backing>,
+        store: Arc<Store>,
         volume: Arc<Volume>,
         clients: Arc<Activity>,
     ) -> io::Result<Self> {
         let shared = Arc::clone(&steering);
         let thread = Builder::new().name("scrub".to_owned()).spawn(move || {
-            let scrubbed = Reactor::new(&shared, &backing, &volume, clients);
+            let scrubbed = Reactor::new(&shared, &store, &volume, clients);
             if let Err(error) = scrubbed.and_then(Reactor::run) {
                 shared.break_off(&error);
             }
@@ -61,7 +61,7 @@ struct Reactor<'a> {
     steering: &'a Steering,
     ring: SharedRing,
     channel: Channel,
-    queue: Queue<FileDevice>,
+    queue: Queue<Device>,
     batch: ScrubBatch,
     clients: Arc<Activity>,
     pacer: Pacer,
@@ -72,13 +72,13 @@ struct Reactor<'a> {
 impl<'a> Reactor<'a> {
     fn new(
         steering: &'a Steering,
-        backing: &Backing,
+        store: &Store,
         volume: &Arc<Volume>,
         clients: Arc<Activity>,
     ) -> anyhow::Result<Self> {
         let waker = Waker::new()?;
         let ring = Ring::new(RING_ENTRIES).context("cannot set io_uring up")?.shared();
-        let device = FileDevice::new(backing, &ring)?;
+        let device = store.device(&ring)?;
         let channel = Channel::open(&ring);
         let event = Operation::Event { event: Rc::new(waker.event()?), value: Box::new(0) };
         push(&channel, event)?;
@@ -168,7 +168,7 @@ impl<'a> Reactor<'a> {
 }
 
 /// Submits a bio to a queue of a volume.
-fn submit(queue: &mut Queue<FileDevice>, bio: Bio) {
+fn submit(queue: &mut Queue<Device>, bio: Bio) {
     if let Err(bio) = queue.submit(bio) {
         unreachable!("a volume's queue is never full: {bio:?}");
     }

@@ -45,7 +45,7 @@ pub(super) fn sigterm(scene: &Scene) -> Result<Outcome> {
 }
 
 /// Four jobs at depth 16, each in a region of its own.
-fn fio(server: &Server<'_>, pattern: &str) -> Command {
+pub(super) fn fio(server: &Server<'_>, pattern: &str) -> Command {
     let mut fio =
         command("fio", &["--name=load", "--ioengine=nbd", "--thread", "--group_reporting"]);
     fio.args(["--bs=4k", "--iodepth=16", "--randseed=1", &format!("--rw={pattern}")]);
@@ -54,6 +54,6 @@ fn fio(server: &Server<'_>, pattern: &str) -> Command {
     fio
 }
 
-fn volume_size() -> String {
+pub(super) fn volume_size() -> String {
     format!("{}M", JOBS * JOB_MIB)
 }

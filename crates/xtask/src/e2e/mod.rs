@@ -9,6 +9,7 @@ mod full_disk;
 mod import_export;
 mod kill;
 mod locked;
+mod mirror;
 mod nbdinfo;
 mod qemu_img;
 mod qemu_io;
@@ -110,6 +111,12 @@ const SCENARIOS: &[Scenario] = &[
         "SIGKILL under load, again and again, loses nothing that was acknowledged",
         60,
         kill::run,
+    ),
+    scenario(
+        "mirror",
+        "a leg rots, and is unplugged, under load: no client sees it, and both end equal",
+        180,
+        mirror::run,
     ),
     scenario(
         "full-disk",

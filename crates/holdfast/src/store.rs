@@ -1,0 +1,225 @@
+//! What a volume is stored on: a file or block device, or a mirror of several.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits};
+use holdfast_device::{Access, Backing, FileDevice, OpenError};
+use holdfast_iov::Region;
+use holdfast_mirror::{LEGS_MAX, Mirror, MirrorDevice, MirrorError, assemble, read_record};
+use holdfast_ring::SharedRing;
+
+/// What a volume is stored on.
+#[derive(Debug)]
+pub(crate) struct Store {
+    /// What was named on the command line.
+    named: Arc<Backing>,
+    mirror: Option<Legs>,
+}
+
+/// The legs of a mirror that are open.
+#[derive(Debug)]
+struct Legs {
+    mirror: Arc<Mirror>,
+    backings: Mutex<[Option<Arc<Backing>>; LEGS_MAX]>,
+}
+
+impl Store {
+    /// Opens what is at `path`, and of a mirror the other legs, but for `without`.
+    pub(crate) fn open(
+        path: &Path,
+        access: Access,
+        without: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let named = Arc::new(open_in_time(path, access)?);
+        if read_record(&named).is_none() {
+            return Ok(Self { named, mirror: None });
+        }
+        let mut in_use = None;
+        let open = |path: &Path| {
+            open_in_time(path, access).map(Arc::new).map_err(|error| {
+                let is_used = matches!(error, OpenError::InUse { .. });
+                let text = format!("{:#}", anyhow::Error::from(error));
+                if is_used {
+                    in_use = Some(text.clone());
+                }
+                text
+            })
+        };
+        let found = assemble(path, Arc::clone(&named), without, open);
+        if let Some(why) = in_use {
+            // It is there, and somebody may be writing to it.
+            anyhow::bail!("{why}");
+        }
+        let Some(legs) = found? else { return Ok(Self { named, mirror: None }) };
+        let backings = Mutex::new(legs.media.clone());
+        let read_only = access != Access::ReadWrite;
+        let mirror = Mirror::open(legs, read_only)
+            .with_context(|| format!("cannot open the mirror of {}", path.display()))?;
+        Ok(Self { named, mirror: Some(Legs { mirror, backings }) })
+    }
+
+    /// Makes new files or devices a store: a mirror when there are several. The first is the one that
+    /// is named.
+    pub(crate) fn create(backings: Vec<Arc<Backing>>) -> Result<Self, MirrorError> {
+        let named = Arc::clone(&backings[0]);
+        if backings.len() == 1 {
+            return Ok(Self { named, mirror: None });
+        }
+        let of_leg = std::array::from_fn(|leg| backings.get(leg).map(Arc::clone));
+        let legs = backings.into_iter().map(|backing| (backing.path().to_owned(), backing));
+        let mirror = Mirror::create(legs.collect())?;
+        Ok(Self { named, mirror: Some(Legs { mirror, backings: Mutex::new(of_leg) }) })
+    }
+
+    /// Returns what was named on the command line.
+    pub(crate) const fn named(&self) -> &Arc<Backing> {
+        &self.named
+    }
+
+    /// Returns the mirror, if it is one.
+    pub(crate) fn mirror(&self) -> Option<&Arc<Mirror>> {
+        self.mirror.as_ref().map(|legs| &legs.mirror)
+    }
+
+    /// Opens a queue on a ring.
+    pub(crate) fn device(&self, ring: &SharedRing) -> io::Result<Device> {
+        let Some(legs) = &self.mirror else {
+            return FileDevice::new(&self.named, ring)
+                .map(|device| Device::Plain(Box::new(device)));
+        };
+        let backings = legs.backings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = [const { None }; LEGS_MAX];
+        for (queue, backing) in queues.iter_mut().zip(&*backings) {
+            *queue = match backing {
+                Some(backing) => Some(FileDevice::new(backing, ring)?),
+                None => None,
+            };
+        }
+        Ok(Device::Mirror(Box::new(MirrorDevice::new(&legs.mirror, queues))))
+    }
+
+    /// Returns a leg that is open already.
+    pub(crate) fn leg_at(&self, path: &Path) -> Option<Arc<Backing>> {
+        let legs = self.mirror.as_ref()?;
+        let path = std::path::absolute(path).ok()?;
+        let number = legs.mirror.legs().into_iter().find(|(_, leg)| leg.path == path)?.0;
+        let backings = legs.backings.lock().unwrap_or_else(PoisonError::into_inner);
+        backings[number].clone()
+    }
+
+    /// Lets queues that are opened from now on have a leg.
+    pub(crate) fn set_leg(&self, number: usize, backing: Arc<Backing>) {
+        if let Some(legs) = &self.mirror {
+            let mut backings = legs.backings.lock().unwrap_or_else(PoisonError::into_inner);
+            backings[number] = Some(backing);
+        }
+    }
+}
+
+/// How long a process that was killed may keep its lock.
+const DYING: Duration = Duration::from_secs(3);
+
+/// Opens a file or block device. The kernel gives up the lock of a process that was killed only when
+/// what its rings had in flight has ended, so that is waited for. By then nobody can say whose it is.
+pub(crate) fn open_in_time(path: &Path, access: Access) -> Result<Backing, OpenError> {
+    let until = Instant::now() + DYING;
+    loop {
+        match Backing::open(path, access) {
+            Err(OpenError::InUse { holder, .. })
+                if holder.is_none_or(is_dead) && Instant::now() < until =>
+            {
+                thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Returns whether a process has ended, if only its parent does not know yet (proc(5)).
+fn is_dead(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| {
+        // The name may have anything in it, parentheses included.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        matches!(state, Some('Z' | 'X'))
+    })
+}
+
+/// A queue of a store.
+#[derive(Debug)]
+pub(crate) enum Device {
+    Plain(Box<FileDevice>),
+    Mirror(Box<MirrorDevice<FileDevice>>),
+}
+
+impl BlockDevice for Device {
+    fn limits(&self) -> Limits {
+        match self {
+            Self::Plain(device) => device.limits(),
+            Self::Mirror(device) => device.limits(),
+        }
+    }
+
+    fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
+        match self {
+            Self::Plain(device) => device.submit(bio),
+            Self::Mirror(device) => device.submit(bio),
+        }
+    }
+
+    fn legs(&self) -> usize {
+        match self {
+            Self::Plain(device) => device.legs(),
+            Self::Mirror(device) => device.legs(),
+        }
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended>) {
+        match self {
+            Self::Plain(device) => device.reap(ended),
+            Self::Mirror(device) => device.reap(ended),
+        }
+    }
+
+    fn wait(&mut self) {
+        match self {
+            Self::Plain(device) => device.wait(),
+            Self::Mirror(device) => device.wait(),
+        }
+    }
+
+    fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
+        match self {
+            Self::Plain(device) => device.data_after(offset),
+            Self::Mirror(device) => device.data_after(offset),
+        }
+    }
+
+    fn map(&self, offset: u64, len: usize) -> Result<Option<Region>, Error> {
+        match self {
+            Self::Plain(device) => device.map(offset, len),
+            Self::Mirror(device) => device.map(offset, len),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_dead_from_its_end_on_also_when_nobody_has_asked_for_it() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let until = Instant::now() + DYING;
+        while !is_dead(child.id()) && Instant::now() < until {
+            thread::yield_now();
+        }
+        assert!(is_dead(child.id()) && !is_dead(std::process::id()));
+        child.wait().unwrap();
+        assert!(is_dead(child.id()));
+    }
+}
