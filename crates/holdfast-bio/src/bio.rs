@@ -58,7 +58,8 @@ pub struct Bio {
     pub len: u64,
     /// The first byte of the memory that is used.
     pub start: usize,
-    /// Acknowledge a write only when it is durable (FUA).
+    /// Acknowledge a write only when it is durable (FUA). A flush of a volume then also stores the
+    /// tuples that are durable in its log.
     pub fua: bool,
     /// The guards of the buffer's whole sectors have been computed while it was filled.
     pub guarded: bool,

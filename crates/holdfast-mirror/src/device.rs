@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
-use holdfast_iov::Memory;
+use holdfast_iov::{BUFFER_MAX, Memory, Pool};
 use holdfast_units::{to_u64, to_usize};
 use slab::Slab;
 
 use crate::mirror::{LegSet, Mirror};
-use crate::record::LEGS_MAX;
+use crate::record::{LEGS_MAX, OWN_AREA};
 
 /// A queue of a mirror, over a queue of each leg.
 ///
@@ -112,6 +112,32 @@ impl<D: BlockDevice> MirrorDevice<D> {
     /// Returns the queue of a leg, to be changed.
     pub fn leg_mut(&mut self, leg: usize) -> Option<&mut D> {
         self.legs[leg].as_mut().map(|leg| &mut leg.device)
+    }
+
+    /// Copies the first `bytes` as they are to a leg that is being resynced, but for what belongs to
+    /// each leg alone. Nothing else may be in flight on this queue. What other queues write there
+    /// meanwhile may be lost on the leg.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the legs say.
+    pub fn copy_to(&mut self, leg: u8, bytes: u64) -> Result<(), Error> {
+        let pool = Pool::new(BUFFER_MAX).map_err(|error| Error::from(&error))?;
+        for range in [0..OWN_AREA.start.min(bytes), OWN_AREA.end.min(bytes)..bytes] {
+            let mut at = range.start;
+            while at < range.end {
+                let len = (range.end - at).min(to_u64(BUFFER_MAX));
+                let buffer = pool.take_whole(BUFFER_MAX).expect("one buffer is in use");
+                let read = self.run(Bio::new(Op::Read, at, len, Memory::Buffer(buffer)));
+                let moved = read.result?;
+                if moved == 0 {
+                    return Err(Error::IO);
+                }
+                let write = Bio::new(Op::Write, at, moved, read.bio.memory).with_leg(leg);
+                at += self.run(write).result?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns the leg to read from: that with the least to do, and of those the next one from the

@@ -21,5 +21,5 @@ pub use error::MirrorError;
 pub use medium::{Medium, read_record};
 pub use mirror::{LegInfo, Mirror, Missed};
 pub use record::{
-    LEGS_MAX, Leg, LegState, PATH_MAX, RECORD_LEN, RECORD_OFFSETS, REGIONS_MAX, Record,
+    LEGS_MAX, Leg, LegState, OWN_AREA, PATH_MAX, RECORD_LEN, RECORD_OFFSETS, REGIONS_MAX, Record,
 };

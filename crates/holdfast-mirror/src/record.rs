@@ -4,6 +4,7 @@
 //! Nothing here does I/O.
 
 use core::mem::offset_of;
+use core::ops::Range;
 
 use holdfast_checksum::{GuardKind, checksum};
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -16,6 +17,9 @@ pub const RECORD_LEN: usize = 4096;
 /// Where the two copies are, in bytes from the start of the file or device. They are equal but while
 /// they are written; the one with the greater generation counts.
 pub const RECORD_OFFSETS: [u64; 2] = [256 << 10, 260 << 10];
+/// What belongs to a leg alone, and differs from leg to leg, in bytes from the start of the file or
+/// device.
+pub const OWN_AREA: Range<u64> = 256 << 10..512 << 10;
 /// The longest path of a leg, in bytes.
 pub const PATH_MAX: usize = 200;
 
@@ -270,7 +274,12 @@ pub(crate) const MISSED_WORDS: usize = WORDS_OF_BLOCK * BLOCKS_OF_LEG;
 /// The most regions that a device has.
 pub const REGIONS_MAX: u64 = MISSED_WORDS as u64 * 64;
 
-const _: () = assert!(size_of::<RawMissed>() == RECORD_LEN);
+const _: () = {
+    assert!(size_of::<RawMissed>() == RECORD_LEN);
+    assert!(OWN_AREA.start == RECORD_OFFSETS[0]);
+    let missed = (LEGS_MAX * BLOCKS_OF_LEG * RECORD_LEN) as u64;
+    assert!(MISSED_OFFSET + missed <= OWN_AREA.end);
+};
 
 /// Returns where the blocks of missed regions of a leg are.
 pub(crate) fn missed_offsets(leg: usize) -> impl Iterator<Item = u64> {

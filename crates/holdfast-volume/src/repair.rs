@@ -136,7 +136,8 @@ impl<'q, D: BlockDevice> RepairRun<'q, D> {
         for _ in 0..2 {
             // The copies of the superblock take turns.
             self.queue.volume().keep_news();
-            self.queue.run(Bio::flush()).result?;
+            let all = Bio { fua: true, ..Bio::flush() };
+            self.queue.run(all).result?;
         }
         Ok(self.report)
     }

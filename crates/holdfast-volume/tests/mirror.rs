@@ -135,6 +135,8 @@ impl Mirrored {
         let number = u8::try_from(number).unwrap();
         let mut run = RepairRun::copy(&mut queue, number, Some(&ranges)).unwrap();
         while run.step().unwrap() {}
+        let mut device = device_of(&self.legs, &self.mirror, &[]);
+        device.copy_to(number, self.volume.geometry().groups_offset()).unwrap();
         run.finish().unwrap();
         self.mirror.resynced(leg).unwrap();
     }

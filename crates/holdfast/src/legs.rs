@@ -7,9 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use holdfast_bio::BlockDevice;
 use holdfast_device::{Access, Backing, FileDevice};
-use holdfast_mirror::{
-    LegInfo, Mirror, MirrorError, Missed, RECORD_LEN, RECORD_OFFSETS, read_record,
-};
+use holdfast_mirror::{LegInfo, Mirror, MirrorError, Missed, OWN_AREA, read_record};
 use holdfast_volume::{OpenOptions, RepairRun};
 use serde::{Deserialize, Serialize};
 
@@ -18,13 +16,6 @@ use crate::backing::{self, OpenVolume};
 use crate::cli::{Attach, Detach};
 use crate::progress::Progress;
 use crate::store::open_in_time;
-
-/// Where a leg has what the mirror stores of itself, in bytes from its start.
-const OWN_AREA: std::ops::Range<u64> = 256 << 10..512 << 10;
-const _: () = {
-    assert!(OWN_AREA.start <= RECORD_OFFSETS[0]);
-    assert!(RECORD_OFFSETS[1] + RECORD_LEN as u64 <= OWN_AREA.end);
-};
 
 pub(crate) fn attach(arguments: &Attach) -> anyhow::Result<Outcome> {
     let Attach { path, leg, discard } = arguments;
@@ -84,6 +75,9 @@ fn resync(open: &OpenVolume, leg: &Path, discard: bool) -> anyhow::Result<u64> {
     while run.step().with_context(|| format!("cannot copy to {}", leg.display()))? {
         progress.at(total - run.left());
     }
+    // The logs, and what is beside the superblocks.
+    let header = open.volume.geometry().groups_offset();
+    open.store.copy_to(&open.ring, number_of_leg, header)?;
     let report = run.finish()?;
     drop(progress);
     mirror.resynced(number)?;

@@ -103,6 +103,14 @@ impl Store {
         Ok(Device::Mirror(Box::new(MirrorDevice::new(&legs.mirror, queues))))
     }
 
+    /// Copies the first `bytes` as they are to a leg that is being resynced.
+    pub(crate) fn copy_to(&self, ring: &SharedRing, leg: u8, bytes: u64) -> anyhow::Result<()> {
+        if let Device::Mirror(mut device) = self.device(ring)? {
+            device.copy_to(leg, bytes)?;
+        }
+        Ok(())
+    }
+
     /// Returns a leg that is open already.
     pub(crate) fn leg_at(&self, path: &Path) -> Option<Arc<Backing>> {
         let legs = self.mirror.as_ref()?;

@@ -41,8 +41,10 @@ impl<D: BlockDevice> Queue<D> {
             return self.end(key, Ok(()));
         }
         self.jobs[key].step = Step::Follow;
-        // What is durable in the log need not be stored elsewhere for a crash.
-        let store = !self.volume.log_is_durable();
+        // What is durable in the log need not be stored elsewhere for a crash. Who asks for all of it
+        // wants the legs of a mirror to be equal.
+        let bio = &self.jobs[key].bio;
+        let store = !self.volume.log_is_durable() || (bio.op == Op::Flush && bio.fua);
         if self.volume.flush.join(&self.waiter(key), Aim { store, durable: true }) {
             self.begin_lead(key);
         }
