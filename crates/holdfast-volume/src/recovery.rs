@@ -20,7 +20,7 @@ use crate::geometry::{Geometry, TUPLE_BLOCK};
 use crate::intents::Regions;
 use crate::judge::Judge;
 use crate::log::{self, LOG_UNIT, Record};
-use crate::raw::{device_error, sync_device, transfer};
+use crate::raw::{device_error, sync_device, transfer, transfer_leg};
 
 /// What came of opening a volume that was not closed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub(crate) struct Recovery<'r, D> {
     pub(crate) device: &'r mut D,
     pub(crate) geometry: &'r Geometry,
     pub(crate) judge: &'r Judge,
+    /// The legs to read from, one after the other: those of a mirror that are there.
+    legs: Vec<Option<u8>>,
     pool: Pool,
     /// Nothing may be written: what is settled is kept in memory.
     read_only: bool,
@@ -79,7 +81,8 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
         let no_memory = |error| device_error("get memory")(Error::from(&error));
         let pool = Pool::new(2 * BUFFER_MAX).map_err(no_memory)?;
         let (report, tuples) = (RecoveryReport::default(), BTreeMap::new());
-        Ok(Self { device, geometry, judge, pool, read_only, progress, report, tuples })
+        let legs = legs_of(device, &pool);
+        Ok(Self { device, geometry, judge, legs, pool, read_only, progress, report, tuples })
     }
 
     /// Finds the tuple of each sector that records of `epoch` name, and stores it where it is
@@ -89,10 +92,12 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
         epoch: NonZeroU64,
         durability: Option<Durability>,
     ) -> Result<(), VolumeError> {
-        let bytes = self.read_log().map_err(device_error("read the tuple log"))?;
-        let mut records = find_records(&bytes, epoch, self.geometry);
+        let logs = self.read_logs().map_err(device_error("read the tuple log"))?;
+        let mut records = find_records(&logs, epoch, self.geometry);
         let in_group = to_u64(self.geometry.sectors_of_group());
         records.sort_unstable_by_key(|record| (record.lba / in_group, record.position));
+        // Each leg of a mirror has all of them, unless it lacks or lost some.
+        records.dedup_by_key(|record| record.position);
         let durable = records.iter().map(|record| record.durable).max();
         let marks_torn = durability == Some(Durability::Full);
         let of_groups = records.chunk_by(|a, b| a.lba / in_group == b.lba / in_group);
@@ -112,13 +117,31 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
         if self.read_only { Ok(()) } else { sync_device(self.device) }
     }
 
-    fn read_log(&mut self) -> Result<Vec<u8>, Error> {
+    /// Returns whether the device is a mirror that may be changed: then its legs are made equal.
+    fn equalises(&self) -> bool {
+        self.legs[0].is_some() && !self.read_only
+    }
+
+    /// Reads the logs of all legs that can be read.
+    fn read_logs(&mut self) -> Result<Vec<Vec<u8>>, Error> {
+        let mut logs = Vec::new();
+        let mut failed = Ok(());
+        for leg in self.legs.clone() {
+            match self.read_log(leg) {
+                Ok(log) => logs.push(log),
+                Err(error) => failed = Err(error),
+            }
+        }
+        if logs.is_empty() { failed.map(|()| logs) } else { Ok(logs) }
+    }
+
+    fn read_log(&mut self, leg: Option<u8>) -> Result<Vec<u8>, Error> {
         let (offset, len) = self.geometry.log();
         let mut bytes = Vec::with_capacity(to_usize(len));
         while to_u64(bytes.len()) < len {
             let piece = (to_usize(len) - bytes.len()).min(BUFFER_MAX);
             let (at, buffer) = (offset + to_u64(bytes.len()), self.buffer(piece));
-            let buffer = transfer(self.device, Op::Read, at, buffer, piece)?;
+            let buffer = transfer_leg(self.device, Op::Read, at, buffer, piece, leg)?;
             bytes.extend_from_slice(&buffer.as_slice()[..piece]);
         }
         Ok(bytes)
@@ -157,16 +180,18 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
         }
         let gap = (Self::GAP_MAX / self.geometry.sector().len()).max(1);
         for (first, count) in runs(&doubtful, gap, BUFFER_MAX / self.geometry.sector().len()) {
-            let found = self.read_guards(first_lba + to_u64(first), count);
-            for (index, found) in (first..first + count).zip(found) {
+            let copies = self.read_copies(first_lba + to_u64(first), count);
+            for (index, found) in (first..first + count).zip(copies) {
                 if doubtful[index] {
                     let lba = first_lba + to_u64(index);
                     let stored = block.words(index);
-                    let chosen = found.as_ref().and_then(|found| {
-                        candidates(lba, flushed, unflushed, stored)
-                            .find(|&words| self.matches(lba, found, words))
+                    let chosen = candidates(lba, flushed, unflushed, stored).find_map(|words| {
+                        Some((words, self.copy_that_matches(lba, &found, words)?))
                     });
-                    self.choose(&mut block, lba, chosen, found.is_none(), marks_torn);
+                    let unreadable = found.iter().all(Option::is_none);
+                    let words = chosen.map(|(words, _)| words);
+                    self.choose(&mut block, lba, words, unreadable, marks_torn);
+                    chosen.map_or(Ok(()), |(_, copy)| self.spread(lba, copy))?;
                 }
             }
         }
@@ -222,12 +247,20 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
     /// Returns the ranges of the disk, in bytes, that the write-intent log calls dirty.
     pub(crate) fn dirty_ranges(&mut self) -> Result<Vec<Range<u64>>, VolumeError> {
         let regions = Regions::new(self.geometry, self.device.limits().granularity);
-        let (len, buffer) = (regions.stored_len(), self.buffer(regions.stored_len()));
-        match transfer(self.device, Op::Read, regions.offset(), buffer, len) {
-            Ok(buffer) => Ok(regions.dirty(&buffer.as_slice()[..len])),
-            // Then nobody knows.
-            Err(_) => Ok(vec![Range { start: 0, end: self.geometry.capacity() }]),
+        let len = regions.stored_len();
+        let mut dirty = Vec::new();
+        for leg in self.legs.clone() {
+            let buffer = self.buffer(len);
+            match transfer_leg(self.device, Op::Read, regions.offset(), buffer, len, leg) {
+                Ok(buffer) => dirty.append(&mut regions.dirty(&buffer.as_slice()[..len])),
+                // Then nobody knows.
+                Err(_) => return Ok(vec![Range { start: 0, end: self.geometry.capacity() }]),
+            }
         }
+        // The legs of a mirror say the same, unless one lost some.
+        dirty.sort_unstable_by_key(|range| (range.start, range.end));
+        dirty.dedup();
+        Ok(dirty)
     }
 
     /// Takes the data between two offsets of the disk as they are, where they match no tuple. Both
@@ -267,17 +300,22 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
             let count = to_usize(end - lba).min(BUFFER_MAX / sector.len());
             let first = lba;
             lba += to_u64(count);
-            for (lba, found) in (first..lba).zip(self.read_guards(first, count)) {
+            for (lba, copies) in (first..lba).zip(self.read_copies(first, count)) {
                 let index = to_usize(lba % to_u64(self.geometry.sectors_of_group()));
                 let words = block.words(index);
-                let Some(found) = found else {
+                let Some(any) = copies.iter().position(Option::is_some) else {
                     self.report.unreadable.push(lba);
                     continue;
                 };
+                let copy = self.copy_that_matches(lba, &copies, words).unwrap_or(any);
+                let Some(found) = copies[copy] else { continue };
                 if self.takes_as_it_is(lba, &found, words) {
                     let taken = self.taken_words(lba, &found);
                     self.set(&mut block, lba, taken);
                     self.report.adopted += 1;
+                }
+                if copies.iter().any(|other| other != &Some(found)) {
+                    self.spread(lba, copy)?;
                 }
             }
         }
@@ -306,11 +344,14 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
             let unreadable = |lba| VolumeError::Unreadable { lba };
             let mut block = self.read_tuples(group).ok_or_else(|| unreadable(lba))?;
             while lba < end {
-                let found = self.read_guards(lba, 1).remove(0).ok_or_else(|| unreadable(lba))?;
+                let copies = self.read_copies(lba, 1).remove(0);
                 let words = block.words(to_usize(lba % in_group));
-                if !self.matches(lba, &found, words) {
-                    let taken = self.taken_words(lba, &found);
-                    self.set(&mut block, lba, taken);
+                if self.copy_that_matches(lba, &copies, words).is_none() {
+                    let any = copies.iter().position(Option::is_some);
+                    let any = any.ok_or_else(|| unreadable(lba))?;
+                    let taken = copies[any].map(|found| self.taken_words(lba, &found));
+                    self.set(&mut block, lba, taken.unwrap_or(words));
+                    self.spread(lba, any)?;
                     accepted += 1;
                 }
                 lba += 1;
@@ -333,7 +374,7 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
     }
 
     fn store_tuples(&mut self, group: u64, block: TupleBlock) -> Result<(), VolumeError> {
-        if block.changed && !self.read_only {
+        if (block.changed || self.equalises()) && !self.read_only {
             let at = self.geometry.tuples_at(group);
             transfer(self.device, Op::Write, at, block.buffer, TUPLE_BLOCK)
                 .map_err(device_error("store tuples"))?;
@@ -341,19 +382,65 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
         Ok(())
     }
 
-    /// Reads sectors, of one group. `None` for one that cannot be read.
-    fn read_guards(&mut self, first_lba: u64, count: usize) -> Vec<Option<Content>> {
+    /// Reads sectors, of one group, from all legs: of each sector, what each leg has, or `None` for
+    /// one that cannot be read.
+    fn read_copies(&mut self, first_lba: u64, count: usize) -> Vec<Vec<Option<Content>>> {
+        let mut copies = vec![Vec::new(); count];
+        for leg in self.legs.clone() {
+            for (copies, found) in copies.iter_mut().zip(self.read_guards(leg, first_lba, count)) {
+                copies.push(found);
+            }
+        }
+        copies
+    }
+
+    /// Returns the first leg, by its place among those that are read, whose data match a tuple.
+    fn copy_that_matches(
+        &self,
+        lba: u64,
+        copies: &[Option<Content>],
+        words: [u64; 2],
+    ) -> Option<usize> {
+        let matches = |found: &Content| self.matches(lba, found, words);
+        copies.iter().position(|found| found.as_ref().is_some_and(matches))
+    }
+
+    /// Lets all legs of a mirror have the sector as one has it.
+    fn spread(&mut self, lba: u64, copy: usize) -> Result<(), VolumeError> {
+        if !self.equalises() {
+            return Ok(());
+        }
+        let sector = self.geometry.sector();
+        let at = self.geometry.data_at(lba * sector.bytes());
+        let (len, leg) = (sector.len(), self.legs[copy]);
+        let buffer = self.buffer(len);
+        transfer_leg(self.device, Op::Read, at, buffer, len, leg)
+            // To all legs, also those that have it: so it is known of one that is not there.
+            .and_then(|buffer| transfer(self.device, Op::Write, at, buffer, len))
+            .map(drop)
+            .map_err(device_error("store a sector"))
+    }
+
+    /// Reads sectors, of one group, from a leg. `None` for one that cannot be read.
+    fn read_guards(
+        &mut self,
+        leg: Option<u8>,
+        first_lba: u64,
+        count: usize,
+    ) -> Vec<Option<Content>> {
         let (sector, kind) = (self.geometry.sector(), self.judge.protection().kind);
         let at = self.geometry.data_at(first_lba * sector.bytes());
         let (len, buffer) = (count * sector.len(), self.buffer(count * sector.len()));
-        let Ok(buffer) = transfer(self.device, Op::Read, at, buffer, len) else {
+        let Ok(buffer) = transfer_leg(self.device, Op::Read, at, buffer, len, leg) else {
             let halves = [(0, count / 2), (count / 2, count - count / 2)];
             return if count == 1 {
                 vec![None]
             } else {
                 halves
                     .into_iter()
-                    .flat_map(|(from, count)| self.read_guards(first_lba + to_u64(from), count))
+                    .flat_map(|(from, count)| {
+                        self.read_guards(leg, first_lba + to_u64(from), count)
+                    })
                     .collect()
             };
         };
@@ -370,7 +457,7 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
 }
 
 /// What is known of the data of a sector.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Content {
     guard: u64,
     is_zero: bool,
@@ -411,10 +498,30 @@ fn verdict(
     }
 }
 
+/// Returns the legs to read from: of a mirror those that are there.
+fn legs_of<D: BlockDevice>(device: &mut D, pool: &Pool) -> Vec<Option<u8>> {
+    let legs = device.legs();
+    if legs == 1 {
+        return vec![None];
+    }
+    let all = (0..legs).filter_map(|leg| u8::try_from(leg).ok()).map(Some);
+    let mut is_there = |leg: &Option<u8>| {
+        let buffer = pool.take_whole(TUPLE_BLOCK).expect("no buffer is in use yet");
+        let read = transfer_leg(device, Op::Read, 0, buffer, TUPLE_BLOCK, *leg);
+        !matches!(read, Err(Error::Unsupported))
+    };
+    all.filter(|leg| is_there(leg)).collect()
+}
+
 /// Returns the records of the last two rounds. The tuples of those before are stored.
-fn find_records<'l>(bytes: &'l [u8], epoch: NonZeroU64, geometry: &Geometry) -> Vec<Record<'l>> {
+fn find_records<'l>(
+    logs: &'l [Vec<u8>],
+    epoch: NonZeroU64,
+    geometry: &Geometry,
+) -> Vec<Record<'l>> {
     let mut records = Vec::new();
-    for (index, half) in bytes.chunks(log::half_len(geometry)).enumerate() {
+    let halves = |log: &'l Vec<u8>| log.chunks(log::half_len(geometry)).enumerate();
+    for (index, half) in logs.iter().flat_map(halves) {
         let mut place = 0;
         while place < half.len() / LOG_UNIT {
             match Record::parse(half, index, place, epoch, geometry) {

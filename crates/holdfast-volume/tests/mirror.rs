@@ -378,3 +378,81 @@ fn a_read_of_any_legs_data_is_right_while_others_write() {
     );
     assert_equal(&mirrored.close());
 }
+
+/// Changes sectors, and returns what they held before and hold now.
+fn change(mirrored: &Mirrored, old: &[u8], seed: u64) -> Vec<u8> {
+    let sector = mirrored.volume.geometry().sector().len();
+    let mut new = old.to_vec();
+    let mut client = mirrored.client(&[]);
+    let mut random = Random::new(seed);
+    for lba in 0..to_usize(mirrored.sectors()) {
+        if random.chance(20) {
+            let range = lba * sector..(lba + 1) * sector;
+            fill(&mut new[range.clone()], seed + to_u64(lba));
+            client.write_at(to_u64(range.start), &new[range]).unwrap();
+        }
+    }
+    new
+}
+
+#[test]
+fn after_a_crash_each_sector_is_old_or_new_and_the_same_on_all_legs() {
+    for (guard, sector) in formats() {
+        let mirrored = Mirrored::new(guard, sector, 2);
+        let old = mirrored.fill(13);
+        let new = change(&mirrored, &old, 14);
+        let mut random = Random::new(15);
+        let len = sector.len();
+        // The device lost what was not flushed, a different part on each leg, and tore some.
+        for lba in 0..mirrored.sectors() {
+            let (at, stored) = (mirrored.data_at(lba), to_usize(lba) * len);
+            for leg in &mirrored.legs {
+                match random.below(4) {
+                    0 => leg.store(at, &old[stored..stored + len]),
+                    1 if lba % 2 == 0 && stored > 0 => {
+                        leg.store(at, &old[stored..stored + len / 2]);
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let mirrored = Mirrored::open(mirrored.legs, 0);
+        let report = mirrored.volume.recovery().unwrap();
+        assert_eq!((report.torn.len(), report.unreadable.len()), (0, 0), "{guard} {sector}");
+        let found = mirrored.read(&[]);
+        for (lba, found) in found.chunks(len).enumerate() {
+            let (old, new) = (&old[lba * len..][..len], &new[lba * len..][..len]);
+            assert!(found == old || found == new, "{guard} {sector} LBA {lba}");
+        }
+        assert_eq!(mirrored.volume.errors().total(), 0);
+        assert!(is_clean(&mirrored));
+        assert_equal(&mirrored.close());
+    }
+}
+
+#[test]
+fn what_was_in_flight_at_a_crash_is_known_to_be_missed_by_a_leg_that_is_lost_with_it() {
+    let mirrored = Mirrored::new(GuardKind::Crc64, BlockSize::PAGE, 2);
+    let old = mirrored.fill(16);
+    let new = change(&mirrored, &old, 17);
+    let Mirrored { legs, .. } = mirrored;
+    // The second leg has none of it, and is away when the volume is opened.
+    let geometry =
+        options(GuardKind::Crc64, BlockSize::PAGE, to_u64(old.len())).geometry().unwrap();
+    for (lba, bytes) in (0..).zip(old.chunks(4096)) {
+        legs[1].store(geometry.data_at(lba * 4096), bytes);
+    }
+    let open = |_: &std::path::Path| Err("it is away".to_owned());
+    let found = assemble(&path(0), legs[0].clone(), None, open).unwrap().unwrap();
+    let mirror = Mirror::open(found, false).unwrap();
+    let mut device = device_of(&legs, &mirror, &[]);
+    let volume = Volume::open(&mut device, &OpenOptions::default()).unwrap();
+    drop(device);
+    let mirrored = Mirrored { legs, mirror, volume };
+    assert_eq!(mirrored.mirror.state(1), LegState::Out);
+    mirrored.attach(1);
+    assert!(mirrored.read(&[]) == new);
+    assert!(is_clean(&mirrored));
+    assert_equal(&mirrored.close());
+}
