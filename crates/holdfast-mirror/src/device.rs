@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
 use holdfast_iov::{BUFFER_MAX, Memory, Pool};
@@ -16,16 +17,32 @@ use crate::record::{LEGS_MAX, OWN_AREA};
 /// A write ends when it has ended on all legs. It is good when one that is in sync has it and all
 /// that do not are known to be out, which is durable by then. A read of a leg that fails is repeated
 /// on another, and its bio says so.
-#[derive(Debug)]
 pub struct MirrorDevice<D> {
     mirror: Arc<Mirror>,
     legs: [Option<LegQueue<D>>; LEGS_MAX],
+    /// Opens the queue of a leg, if it is there.
+    open: Box<dyn FnMut(usize) -> io::Result<Option<D>>>,
+    /// The epoch of each leg when its queue was opened, and that of all.
+    epochs: [u64; LEGS_MAX],
+    version: u64,
+    /// Queues of legs that are others now, until what is in flight on them has ended.
+    retired: Vec<(usize, LegQueue<D>)>,
     limits: Limits,
     flights: Slab<Flight>,
     ended: Vec<Ended>,
     below: Vec<Ended>,
     /// The leg that is read when none has less to do.
     preferred: usize,
+}
+
+impl<D: fmt::Debug> fmt::Debug for MirrorDevice<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MirrorDevice")
+            .field("mirror", &self.mirror)
+            .field("legs", &self.legs)
+            .field("flights", &self.flights.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// The queue of one leg.
@@ -35,6 +52,12 @@ struct LegQueue<D> {
     in_flight: usize,
     /// What it would not take yet.
     backlog: VecDeque<Bio>,
+}
+
+impl<D> LegQueue<D> {
+    const fn new(device: D) -> Self {
+        Self { device, in_flight: 0, backlog: VecDeque::new() }
+    }
 }
 
 /// A bio of the submitter, while parts of it are below.
@@ -68,13 +91,29 @@ const fn part_of(bio: &Bio, memory: Memory) -> Bio {
 }
 
 impl<D: BlockDevice> MirrorDevice<D> {
-    /// Opens a queue over those of the legs that there are.
+    /// Opens a queue. `open` opens that of a leg, if it is there: now, and again when it has become
+    /// another.
+    ///
+    /// # Errors
+    ///
+    /// Those of `open`.
     ///
     /// # Panics
     ///
     /// Without any leg.
-    pub fn new(mirror: &Arc<Mirror>, legs: [Option<D>; LEGS_MAX]) -> Self {
-        let limits = legs.iter().flatten().map(BlockDevice::limits).reduce(|one, other| Limits {
+    pub fn new(
+        mirror: &Arc<Mirror>,
+        mut open: impl FnMut(usize) -> io::Result<Option<D>> + 'static,
+    ) -> io::Result<Self> {
+        // Before the legs are opened: what changes meanwhile is seen later.
+        let version = mirror.version();
+        let epochs = std::array::from_fn(|leg| mirror.epoch(leg));
+        let mut legs = [const { None }; LEGS_MAX];
+        for (leg, queue) in legs.iter_mut().enumerate() {
+            *queue = open(leg)?.map(LegQueue::new);
+        }
+        let devices = legs.iter().flatten().map(|leg| leg.device.limits());
+        let limits = devices.reduce(|one, other| Limits {
             capacity: one.capacity.min(other.capacity),
             sector: one.sector.max(other.sector),
             granularity: one.granularity.max(other.granularity),
@@ -85,17 +124,40 @@ impl<D: BlockDevice> MirrorDevice<D> {
             guards: None,
             read_only: one.read_only || other.read_only,
         });
-        let legs = legs.map(|device| {
-            device.map(|device| LegQueue { device, in_flight: 0, backlog: VecDeque::new() })
-        });
-        Self {
+        Ok(Self {
             mirror: Arc::clone(mirror),
             legs,
+            open: Box::new(open),
+            epochs,
+            version,
+            retired: Vec::new(),
             limits: limits.expect("a mirror has a leg"),
             flights: Slab::new(),
             ended: Vec::new(),
             below: Vec::new(),
             preferred: mirror.next_queue() % LEGS_MAX,
+        })
+    }
+
+    /// Opens the queues of legs that have become others.
+    fn refresh(&mut self) {
+        let version = self.mirror.version();
+        if version == self.version {
+            return;
+        }
+        self.version = version;
+        for leg in 0..LEGS_MAX {
+            let epoch = self.mirror.epoch(leg);
+            if epoch == self.epochs[leg] {
+                continue;
+            }
+            self.epochs[leg] = epoch;
+            let opened = (self.open)(leg).unwrap_or_else(|error| {
+                tracing::error!("a leg that was attached cannot be opened: {error}");
+                None
+            });
+            let old = std::mem::replace(&mut self.legs[leg], opened.map(LegQueue::new));
+            self.retired.extend(old.map(|old| (leg, old)));
         }
     }
 
@@ -230,6 +292,38 @@ impl<D: BlockDevice> MirrorDevice<D> {
         }
     }
 
+    /// Takes the end of a part on a leg that is another by now. What it was has no part in the mirror.
+    fn part_gone(&mut self, leg: usize, ended: Ended) {
+        let key = to_usize(ended.bio.user);
+        if self.flights[key].bio.op == Op::Read {
+            return self.read_ended(key, leg, ended);
+        }
+        let flight = &mut self.flights[key];
+        flight.pending.0 &= !(1 << leg);
+        flight.error = flight.error.or(Some(Error::IO));
+        drop(ended);
+        if self.flights[key].pending.is_empty() {
+            self.conclude(key);
+        }
+    }
+
+    /// Ends what is in flight on legs that are others by now.
+    fn reap_retired(&mut self) {
+        let mut retired = std::mem::take(&mut self.retired);
+        let mut ended = Vec::new();
+        for (leg, queue) in &mut retired {
+            queue.device.reap(&mut ended);
+            queue.in_flight -= ended.len();
+            let refused = queue.backlog.drain(..);
+            ended.extend(refused.map(|bio| Ended { bio, result: Err(Error::IO) }));
+            for item in ended.drain(..) {
+                self.part_gone(*leg, item);
+            }
+        }
+        retired.retain(|(_, queue)| queue.in_flight > 0);
+        self.retired.append(&mut retired);
+    }
+
     fn read_ended(&mut self, key: usize, leg: usize, ended: Ended) {
         let Ended { mut bio, result } = ended;
         let flight = &mut self.flights[key];
@@ -343,6 +437,7 @@ impl<D: BlockDevice> BlockDevice for MirrorDevice<D> {
                 return Ok(());
             }
         };
+        self.refresh();
         let mut memory = std::mem::take(&mut bio.memory);
         if bio.op == Op::Read {
             let key = self.flights.insert(Flight::new(part_of(&bio, Memory::None), targets, good));
@@ -370,6 +465,9 @@ impl<D: BlockDevice> BlockDevice for MirrorDevice<D> {
     }
 
     fn reap(&mut self, ended: &mut Vec<Ended>) {
+        if !self.retired.is_empty() {
+            self.reap_retired();
+        }
         let mut below = std::mem::take(&mut self.below);
         for leg in 0..LEGS_MAX {
             let Some(queue) = &mut self.legs[leg] else { continue };
@@ -393,8 +491,10 @@ impl<D: BlockDevice> BlockDevice for MirrorDevice<D> {
         if !self.ended.is_empty() {
             return;
         }
-        if let Some(leg) = self.legs.iter_mut().flatten().find(|leg| leg.in_flight > 0) {
-            leg.device.wait();
+        let retired = self.retired.iter_mut().map(|(_, queue)| queue);
+        let mut queues = self.legs.iter_mut().flatten().chain(retired);
+        if let Some(queue) = queues.find(|queue| queue.in_flight > 0) {
+            queue.device.wait();
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Mirror {
     current: AtomicUsize,
     flushing: AtomicBool,
     table: Mutex<Table>,
+    /// Changes with the epoch of any leg.
+    version: AtomicU64,
     /// How many queues there have been, so that each prefers another leg.
     queues: AtomicUsize,
 }
@@ -40,6 +42,8 @@ struct Slot {
     state: AtomicU8,
     errors: AtomicU64,
     repairs: AtomicU64,
+    /// Counts the files or devices that it has been: each time it is attached it may be another.
+    epoch: AtomicU64,
     /// What it missed, as far as that is durable.
     missed: Regions,
     missed_all: AtomicBool,
@@ -174,6 +178,7 @@ impl Mirror {
             let leg = &record.legs[index];
             let slot = Slot {
                 state: AtomicU8::new(leg.state as u8),
+                epoch: AtomicU64::new(0),
                 errors: AtomicU64::new(leg.errors),
                 repairs: AtomicU64::new(leg.repairs),
                 missed: Regions::new(),
@@ -193,6 +198,7 @@ impl Mirror {
             current: AtomicUsize::new(0),
             flushing: AtomicBool::new(false),
             table: Mutex::new(Table { record: Record { region, ..record }, media, paths, missed }),
+            version: AtomicU64::new(0),
             queues: AtomicUsize::new(0),
         };
         if !read_only {
@@ -243,6 +249,15 @@ impl Mirror {
 
     pub(crate) fn next_queue(&self) -> usize {
         self.queues.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Returns what changes when a leg is another file or device than before.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn epoch(&self, leg: usize) -> u64 {
+        self.slots[leg].epoch.load(Ordering::SeqCst)
     }
 
     pub(crate) fn in_sync(&self) -> LegSet {
@@ -473,7 +488,8 @@ impl Mirror {
     }
 
     /// Lets a leg get what is written from now on. Returns its number, and what it missed before.
-    /// With `discard`, or when it is new or was written apart, that is everything.
+    /// With `discard`, or when it is new or was written apart, that is everything. `ready` is called
+    /// with its number before any queue writes to it.
     ///
     /// # Errors
     ///
@@ -484,6 +500,7 @@ impl Mirror {
         medium: M,
         found: Option<&Record>,
         discard: bool,
+        ready: impl FnOnce(usize),
     ) -> Result<(usize, Missed), MirrorError> {
         let path = absolute(path);
         let mut table = self.table();
@@ -504,6 +521,10 @@ impl Mirror {
             slot.missed_all.store(true, Ordering::SeqCst);
         }
         table.media[leg] = Some(Box::new(medium));
+        ready(leg);
+        slot.epoch.fetch_add(1, Ordering::SeqCst);
+        self.version.fetch_add(1, Ordering::SeqCst);
+        // After the version: whoever sees that it is written sees that it is another.
         slot.set_state(LegState::Resyncing);
         self.commit(&mut table).map_err(device_error("record that a leg is attached"))?;
         if slot.state() != LegState::Resyncing {

@@ -12,10 +12,8 @@ use common::{BYTES, Device, Medium, START, path, run, run_all, states, transfer,
 use holdfast_bio::{Bio, BlockDevice, Error, Op};
 use holdfast_iov::{IovIter, Memory, Region, VolatileMemory};
 use holdfast_mirror::LegState::{Detached, InSync, Out, Resyncing};
-use holdfast_mirror::{
-    LEGS_MAX, Mirror, MirrorDevice, MirrorError, Missed, RECORD_OFFSETS, read_record,
-};
-use holdfast_sim::{Fault, Faults, FaultyDevice, Random};
+use holdfast_mirror::{Mirror, MirrorError, Missed, RECORD_OFFSETS, read_record};
+use holdfast_sim::{Fault, Faults, Random};
 use holdfast_units::{to_u64, to_usize};
 
 const LEN: usize = 1 << 20;
@@ -95,7 +93,8 @@ fn a_leg_that_fails_is_out_and_what_it_missed_is_all_that_must_be_copied() {
         assert_eq!((mirror.state(bad), mirror.state(1 - bad)), (Out, InSync));
         let found = read_record(&medium.legs[bad]);
         let leg = medium.legs[bad].clone();
-        let (number, missed) = mirror.attach(&path(bad), leg, found.as_ref(), false).unwrap();
+        let (number, missed) =
+            mirror.attach(&path(bad), leg, found.as_ref(), false, |_| {}).unwrap();
         let Missed::Ranges(ranges) = missed else { panic!("what it missed is known") };
         assert_eq!((number, ranges.len(), ranges[0].end - ranges[0].start), (bad, 1, 4 << 20));
         let mut device = medium.device(&mirror, &clumsy(), seed);
@@ -180,7 +179,7 @@ fn a_leg_whose_flush_fails_is_out_and_the_last_ones_failure_is_told() {
     let mirror = medium.open(&[1, 0]);
     let found = read_record(&medium.legs[0]);
     let (_, missed) =
-        mirror.attach(&path(0), medium.legs[0].clone(), found.as_ref(), false).unwrap();
+        mirror.attach(&path(0), medium.legs[0].clone(), found.as_ref(), false, |_| {}).unwrap();
     assert_eq!(missed, Missed::Ranges(std::iter::once(0..4 << 20).collect()));
 }
 
@@ -196,7 +195,7 @@ fn what_was_flushed_before_a_leg_failed_is_not_copied_to_it() {
     write(&mut device, 40 << 20, &[6; 4096]);
     let found = read_record(&medium.legs[1]);
     let (_, missed) =
-        mirror.attach(&path(1), medium.legs[1].clone(), found.as_ref(), false).unwrap();
+        mirror.attach(&path(1), medium.legs[1].clone(), found.as_ref(), false, |_| {}).unwrap();
     assert_eq!(missed, Missed::Ranges(std::iter::once(40 << 20..44 << 20).collect()));
 }
 
@@ -228,7 +227,7 @@ fn legs_that_were_each_written_without_the_other_are_refused() {
     let mirror = medium.open(&[1]);
     let found = read_record(&medium.legs[0]);
     let (_, missed) =
-        mirror.attach(&path(0), medium.legs[0].clone(), found.as_ref(), false).unwrap();
+        mirror.attach(&path(0), medium.legs[0].clone(), found.as_ref(), false, |_| {}).unwrap();
     assert_eq!(missed, Missed::All);
     mirror.resynced(0).unwrap();
     drop(mirror);
@@ -256,7 +255,7 @@ fn a_crash_during_a_resync_never_leaves_a_leg_that_is_read() {
     write(&mut device, START, &[5; 4096]);
     let attach = |mirror: &Mirror| {
         let found = read_record(&medium.legs[1]);
-        mirror.attach(&path(1), medium.legs[1].clone(), found.as_ref(), false).unwrap().1
+        mirror.attach(&path(1), medium.legs[1].clone(), found.as_ref(), false, |_| {}).unwrap().1
     };
     let first = attach(&mirror);
     drop((device, mirror));
@@ -284,8 +283,46 @@ fn a_detached_leg_is_no_leg_and_comes_back_with_what_it_missed() {
     assert_eq!(states(&mirror, 3), [Detached, InSync, Detached]);
     let found = read_record(&medium.legs[2]);
     let (_, missed) =
-        mirror.attach(&path(2), medium.legs[2].clone(), found.as_ref(), false).unwrap();
+        mirror.attach(&path(2), medium.legs[2].clone(), found.as_ref(), false, |_| {}).unwrap();
     assert_eq!(missed, Missed::Ranges(std::iter::once(40 << 20..44 << 20).collect()));
+}
+
+#[test]
+fn a_leg_that_is_attached_while_queues_are_open_is_opened_by_each() {
+    let medium = Medium::new(2);
+    let mirror = medium.create();
+    let mut device = medium.device(&mirror, &Faults { reorder: true, ..Faults::default() }, 1);
+    unplug(&mut device, 1);
+    write(&mut device, START, &[5; 4096]);
+    assert_eq!(states(&mirror, 2), [InSync, Out]);
+    let found = read_record(&medium.legs[1]);
+    let leg = medium.legs[1].clone();
+    mirror.attach(&path(1), leg, found.as_ref(), false, |_| {}).unwrap();
+    write(&mut device, START + 4096, &[6; 4096]);
+    assert_eq!(states(&mirror, 2), [InSync, Resyncing]);
+    assert_eq!(medium.bytes(1, 8192)[4096..], [6; 4096]);
+}
+
+#[test]
+fn what_was_in_flight_on_a_leg_that_is_another_now_ends_and_does_not_count() {
+    let medium = Medium::new(2);
+    let mirror = medium.create();
+    let mut device = medium.device(&mirror, &Faults::default(), 1);
+    unplug(&mut device, 1);
+    // It has failed below, and nobody has heard of it when the leg is attached again.
+    device.submit(transfer(Op::Write, START, &[5; 4096])).unwrap();
+    let mut other = medium.device(&mirror, &Faults::default(), 2);
+    unplug(&mut other, 1);
+    write(&mut other, START + 4096, &[6; 4096]);
+    let found = read_record(&medium.legs[1]);
+    let leg = medium.legs[1].clone();
+    mirror.attach(&path(1), leg, found.as_ref(), false, |_| {}).unwrap();
+    write(&mut device, START + 8192, &[7; 4096]);
+    let mut ended = Vec::new();
+    device.reap(&mut ended);
+    assert_eq!(states(&mirror, 2), [InSync, Resyncing]);
+    let found = [medium.bytes(0, 12288), medium.bytes(1, 12288)];
+    assert_eq!(found.map(|bytes| [bytes[0], bytes[4096], bytes[8192]]), [[5, 6, 7], [0, 0, 7]]);
 }
 
 #[test]
@@ -293,21 +330,18 @@ fn a_fifth_leg_and_a_path_that_cannot_be_remembered_are_refused() {
     let medium = Medium::new(4);
     let mirror = medium.create();
     let fifth = || holdfast_device::MemoryDevice::new(BYTES);
-    let found = mirror.attach(&path(4), fifth(), None, false);
+    let found = mirror.attach(&path(4), fifth(), None, false, |_| {});
     assert_eq!(found, Err(MirrorError::Full));
     let medium = Medium::new(2);
     let long = PathBuf::from(format!("/elsewhere/{}", "x".repeat(200)));
-    let found = medium.create().attach(&long, fifth(), None, false);
+    let found = medium.create().attach(&long, fifth(), None, false, |_| {});
     assert!(matches!(found, Err(MirrorError::Path { .. })), "{found:?}");
 }
 
 #[test]
 fn a_queue_without_any_work_waits_for_nothing() {
     let medium = Medium::new(2);
-    let legs: [Option<FaultyDevice<_>>; LEGS_MAX] = std::array::from_fn(|leg| {
-        Some(FaultyDevice::new(medium.legs.get(leg)?.clone(), Faults::default(), 1))
-    });
-    let mut device = MirrorDevice::new(&medium.create(), legs);
+    let mut device = medium.device(&medium.create(), &Faults::default(), 1);
     device.wait();
     assert_eq!((device.legs(), device.limits().capacity), (2, BYTES));
 }

@@ -33,12 +33,12 @@ fn path(leg: usize) -> PathBuf {
 }
 
 fn device_of(legs: &[MemoryDevice], mirror: &Arc<Mirror>, faults: &[Faults]) -> Device {
-    let leg = |index: usize| {
+    let (legs, faults) = (legs.to_vec(), faults.to_vec());
+    let open = move |index: usize| {
         let faults = faults.get(index).cloned().unwrap_or_default();
-        Some(FaultyDevice::new(legs.get(index)?.clone(), faults, to_u64(index)))
+        Ok(legs.get(index).map(|leg| FaultyDevice::new(leg.clone(), faults, to_u64(index))))
     };
-    let queues: [_; LEGS_MAX] = std::array::from_fn(leg);
-    MirrorDevice::new(mirror, queues)
+    MirrorDevice::new(mirror, open).unwrap()
 }
 
 impl Mirrored {
@@ -129,7 +129,7 @@ impl Mirrored {
         let found = read_record(&self.legs[leg]);
         let memory = self.legs[leg].clone();
         let (number, missed) =
-            self.mirror.attach(&path(leg), memory, found.as_ref(), false).unwrap();
+            self.mirror.attach(&path(leg), memory, found.as_ref(), false, |_| {}).unwrap();
         let Missed::Ranges(ranges) = missed else { panic!("what it missed is known") };
         let mut queue = self.queue(&[]);
         let number = u8::try_from(number).unwrap();

@@ -55,8 +55,9 @@ fn resync(open: &OpenVolume, leg: &Path, discard: bool) -> anyhow::Result<u64> {
             leg.display()
         );
     }
-    let (number, missed) = mirror.attach(leg, Arc::clone(&backing), found.as_ref(), discard)?;
-    open.store.set_leg(number, Arc::clone(&backing));
+    let set_leg = |number| open.store.set_leg(number, Arc::clone(&backing));
+    let (number, missed) =
+        mirror.attach(leg, Arc::clone(&backing), found.as_ref(), discard, set_leg)?;
     let number_of_leg = u8::try_from(number).context("a leg's number")?;
     if missed == Missed::All {
         let mut device = FileDevice::new(&backing, &open.ring)?;

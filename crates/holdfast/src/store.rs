@@ -2,7 +2,8 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,14 @@ pub(crate) struct Store {
 #[derive(Debug)]
 struct Legs {
     mirror: Arc<Mirror>,
-    backings: Mutex<[Option<Arc<Backing>>; LEGS_MAX]>,
+    backings: Arc<Mutex<Backings>>,
+}
+
+type Backings = [Option<Arc<Backing>>; LEGS_MAX];
+
+fn lock(backings: &Mutex<Backings>) -> MutexGuard<'_, Backings> {
+    // Each is replaced in one step.
+    backings.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Store {
@@ -56,7 +64,7 @@ impl Store {
             anyhow::bail!("{why}");
         }
         let Some(legs) = found? else { return Ok(Self { named, mirror: None }) };
-        let backings = Mutex::new(legs.media.clone());
+        let backings = Arc::new(Mutex::new(legs.media.clone()));
         let read_only = access != Access::ReadWrite;
         let mirror = Mirror::open(legs, read_only)
             .with_context(|| format!("cannot open the mirror of {}", path.display()))?;
@@ -73,7 +81,7 @@ impl Store {
         let of_leg = std::array::from_fn(|leg| backings.get(leg).map(Arc::clone));
         let legs = backings.into_iter().map(|backing| (backing.path().to_owned(), backing));
         let mirror = Mirror::create(legs.collect())?;
-        Ok(Self { named, mirror: Some(Legs { mirror, backings: Mutex::new(of_leg) }) })
+        Ok(Self { named, mirror: Some(Legs { mirror, backings: Arc::new(Mutex::new(of_leg)) }) })
     }
 
     /// Returns what was named on the command line.
@@ -92,15 +100,12 @@ impl Store {
             return FileDevice::new(&self.named, ring)
                 .map(|device| Device::Plain(Box::new(device)));
         };
-        let backings = legs.backings.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut queues = [const { None }; LEGS_MAX];
-        for (queue, backing) in queues.iter_mut().zip(&*backings) {
-            *queue = match backing {
-                Some(backing) => Some(FileDevice::new(backing, ring)?),
-                None => None,
-            };
-        }
-        Ok(Device::Mirror(Box::new(MirrorDevice::new(&legs.mirror, queues))))
+        let (backings, ring) = (Arc::clone(&legs.backings), Rc::clone(ring));
+        let open = move |leg: usize| {
+            let backing = lock(&backings)[leg].clone();
+            backing.map(|backing| FileDevice::new(&backing, &ring)).transpose()
+        };
+        MirrorDevice::new(&legs.mirror, open).map(|device| Device::Mirror(Box::new(device)))
     }
 
     /// Copies the first `bytes` as they are to a leg that is being resynced.
@@ -116,15 +121,13 @@ impl Store {
         let legs = self.mirror.as_ref()?;
         let path = std::path::absolute(path).ok()?;
         let number = legs.mirror.legs().into_iter().find(|(_, leg)| leg.path == path)?.0;
-        let backings = legs.backings.lock().unwrap_or_else(PoisonError::into_inner);
-        backings[number].clone()
+        lock(&legs.backings)[number].clone()
     }
 
     /// Lets queues that are opened from now on have a leg.
     pub(crate) fn set_leg(&self, number: usize, backing: Arc<Backing>) {
         if let Some(legs) = &self.mirror {
-            let mut backings = legs.backings.lock().unwrap_or_else(PoisonError::into_inner);
-            backings[number] = Some(backing);
+            lock(&legs.backings)[number] = Some(backing);
         }
     }
 }

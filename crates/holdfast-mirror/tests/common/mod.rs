@@ -8,7 +8,7 @@ use std::sync::Arc;
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Op};
 use holdfast_device::MemoryDevice;
 use holdfast_iov::{Memory, Pool};
-use holdfast_mirror::{LEGS_MAX, LegState, Legs, Mirror, MirrorDevice, MirrorError, assemble};
+use holdfast_mirror::{LegState, Legs, Mirror, MirrorDevice, MirrorError, assemble};
 use holdfast_sim::{Fault, Faults, FaultyDevice};
 use holdfast_units::to_u64;
 
@@ -58,12 +58,14 @@ impl Medium {
 
     /// Opens a queue over all legs.
     pub(crate) fn device(&self, mirror: &Arc<Mirror>, faults: &Faults, seed: u64) -> Device {
-        let leg = |index: usize| {
-            let memory = self.legs.get(index)?.clone();
-            Some(FaultyDevice::new(memory, faults.clone(), seed + to_u64(index)))
+        let (legs, faults) = (self.legs.clone(), faults.clone());
+        let open = move |index: usize| {
+            let leg = |memory: &MemoryDevice| {
+                FaultyDevice::new(memory.clone(), faults.clone(), seed + to_u64(index))
+            };
+            Ok(legs.get(index).map(leg))
         };
-        let legs: [_; LEGS_MAX] = std::array::from_fn(leg);
-        MirrorDevice::new(mirror, legs)
+        MirrorDevice::new(mirror, open).unwrap()
     }
 
     /// Returns the bytes of a leg from `START` on.
