@@ -15,6 +15,8 @@ pub struct Legs<M> {
     pub media: [Option<M>; LEGS_MAX],
     /// Where each is.
     pub paths: [PathBuf; LEGS_MAX],
+    /// The legs that are there and out only because a crash came between: they can be attached at once.
+    pub interrupted: Vec<usize>,
     /// What people should know: which legs are missing or out, and why.
     pub warnings: Vec<String>,
     /// The states are not those of the record.
@@ -123,6 +125,7 @@ fn settle<M>(
     let mut record = reached[newest].as_ref().expect("it was judged").record.clone();
     let own_path = reached[newest].as_ref().expect("it was judged").path.clone();
     let mut warnings = Vec::new();
+    let mut interrupted = Vec::new();
     let mut changed = false;
     let mut paths = [const { PathBuf::new() }; LEGS_MAX];
     for (index, leg) in record.legs.iter_mut().enumerate() {
@@ -131,6 +134,9 @@ fn settle<M>(
         let (state, missed_all) = states[index];
         let path = paths[index].display();
         if state == LegState::Out {
+            if reached[index].is_some() && leg.state.is_written() {
+                interrupted.push(index);
+            }
             let why = match (&missing[index], leg.state) {
                 (Some(why), _) => why.as_str(),
                 (None, LegState::InSync) => "it is older than the others",
@@ -146,7 +152,7 @@ fn settle<M>(
         (leg.state, leg.missed_all) = (state, missed_all);
     }
     let media = reached.map(|leg| leg.map(|leg| leg.medium));
-    Ok(Legs { record, media, paths, warnings, changed, newest })
+    Ok(Legs { record, media, paths, interrupted, warnings, changed, newest })
 }
 
 #[derive(Debug, PartialEq, Eq)]

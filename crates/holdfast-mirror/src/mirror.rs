@@ -147,7 +147,15 @@ impl Mirror {
         }
         check_paths(&paths)?;
         Self::open(
-            Legs { record, media, paths, warnings: Vec::new(), changed: true, newest: 0 },
+            Legs {
+                record,
+                media,
+                paths,
+                interrupted: Vec::new(),
+                warnings: Vec::new(),
+                changed: true,
+                newest: 0,
+            },
             false,
         )
     }
@@ -161,7 +169,7 @@ impl Mirror {
         legs: Legs<M>,
         read_only: bool,
     ) -> Result<Arc<Self>, MirrorError> {
-        let Legs { record, media, paths, warnings, changed, newest } = legs;
+        let Legs { record, media, paths, warnings, changed, newest, .. } = legs;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let bytes = media.iter().flatten().map(Medium::bytes).min().unwrap_or(0);
         let media = media.map(|medium| medium.map(|medium| Box::new(medium) as Box<dyn Medium>));
@@ -438,6 +446,9 @@ impl Mirror {
                 leg.missed_all = slot.missed_all.load(Ordering::SeqCst);
                 leg.errors = slot.errors.load(Ordering::Relaxed);
                 leg.repairs = slot.repairs.load(Ordering::Relaxed);
+                if leg.state.is_written() {
+                    leg.seen = table.record.generation;
+                }
             }
             for leg in self.written().iter() {
                 if let Err(error) = self.write_all(table, leg) {
@@ -487,6 +498,33 @@ impl Mirror {
         self.commit(&mut table).map_err(device_error("store the mirror's counters"))
     }
 
+    /// Returns whether a leg that is to be attached has to get everything, so that it may be wiped. If
+    /// so, that is durable.
+    ///
+    /// # Errors
+    ///
+    /// As for [`attach`](Self::attach).
+    pub fn forget(
+        &self,
+        path: &Path,
+        found: Option<&Record>,
+        discard: bool,
+    ) -> Result<bool, MirrorError> {
+        let path = absolute(path);
+        let mut table = self.table();
+        let leg = table.place_for(&path, found)?;
+        let slot = &self.slots[leg];
+        check_attachable(&path, slot.state())?;
+        if slot.state() == LegState::Empty {
+            return Ok(true);
+        }
+        let known = !discard && found.is_some_and(|found| table.knows(leg, found));
+        if !known && !slot.missed_all.swap(true, Ordering::SeqCst) {
+            self.commit(&mut table).map_err(device_error("record that a leg holds nothing"))?;
+        }
+        Ok(slot.missed_all.load(Ordering::SeqCst))
+    }
+
     /// Lets a leg get what is written from now on. Returns its number, and what it missed before.
     /// With `discard`, or when it is new or was written apart, that is everything. `ready` is called
     /// with its number before any queue writes to it.
@@ -507,10 +545,7 @@ impl Mirror {
         let leg = table.place_for(&path, found)?;
         let slot = &self.slots[leg];
         let old = slot.state();
-        if old.is_written() {
-            let (path, state) = (path.display().to_string(), old.name());
-            return Err(MirrorError::State { path, state, what: "attached" });
-        }
+        check_attachable(&path, old)?;
         let known = found.is_some_and(|found| table.knows(leg, found));
         let mut paths = table.paths.clone();
         paths[leg].clone_from(&path);
@@ -624,12 +659,23 @@ impl Table {
                 .iter()
                 .zip(&found.legs)
                 .any(|(own, found)| in_sync(own) && !found.state.is_written());
-        is_same && !went_on_alone && found.generation <= self.record.generation
+        // It may not have got the last one, if that is when it failed. An older one is that of a copy.
+        let last = self.record.legs[leg].seen.saturating_sub(1);
+        is_same && !went_on_alone && (last..=self.record.generation).contains(&found.generation)
     }
 }
 
 fn device_error(what: &'static str) -> impl Fn(Error) -> MirrorError {
     move |source| MirrorError::Device { what, source }
+}
+
+/// Refuses a leg that is in the mirror already.
+fn check_attachable(path: &Path, state: LegState) -> Result<(), MirrorError> {
+    if !state.is_written() {
+        return Ok(());
+    }
+    let (path, state) = (path.display().to_string(), state.name());
+    Err(MirrorError::State { path, state, what: "attached" })
 }
 
 /// Refuses paths that cannot be remembered by all legs.

@@ -92,8 +92,8 @@ struct RawLeg {
     reserved: U32,
     /// Where it is, relative to the directory of the leg that has the record, or absolute.
     path: [u8; PATH_MAX],
-    /// 0.
-    rest: [u8; 8],
+    /// The generation of the last record that the leg got with the others.
+    seen: U64,
 }
 
 #[derive(Clone, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
@@ -143,6 +143,8 @@ pub struct Leg {
     pub errors: u64,
     /// How many sectors were repaired on it.
     pub repairs: u64,
+    /// The generation of the last record that it got with the others.
+    pub seen: u64,
     /// Where it is, relative to the directory of the leg that has the record, or absolute.
     pub path: String,
 }
@@ -156,6 +158,7 @@ impl Leg {
             missed_all: false,
             errors: 0,
             repairs: 0,
+            seen: 0,
             path: String::new(),
         }
     }
@@ -227,6 +230,7 @@ impl Record {
             raw.flags = U32::new(if leg.missed_all { MISSED_ALL } else { 0 });
             raw.errors = U64::new(leg.errors);
             raw.repairs = U64::new(leg.repairs);
+            raw.seen = U64::new(leg.seen);
             raw.path_len = u32_of(leg.path.len());
             raw.path[..leg.path.len()].copy_from_slice(leg.path.as_bytes());
         }
@@ -249,6 +253,7 @@ fn parse_leg(raw: &RawLeg) -> Option<Leg> {
         missed_all: raw.flags.get() & MISSED_ALL != 0,
         errors: raw.errors.get(),
         repairs: raw.repairs.get(),
+        seen: raw.seen.get(),
         path: path.to_owned(),
     })
 }
@@ -340,6 +345,7 @@ mod tests {
             missed_all: number == 2,
             errors: 3,
             repairs: 4,
+            seen: 5,
             path: format!("leg{number}.hf"),
         };
         Record {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use common::{BYTES, Device, Medium, START, path, run, run_all, states, transfer, unplug, write};
 use holdfast_bio::{Bio, BlockDevice, Error, Op};
+use holdfast_device::MemoryDevice;
 use holdfast_iov::{IovIter, Memory, Region, VolatileMemory};
 use holdfast_mirror::LegState::{Detached, InSync, Out, Resyncing};
 use holdfast_mirror::{Mirror, MirrorError, Missed, RECORD_OFFSETS, read_record};
@@ -326,10 +327,36 @@ fn what_was_in_flight_on_a_leg_that_is_another_now_ends_and_does_not_count() {
 }
 
 #[test]
+fn a_leg_that_is_an_older_copy_of_itself_gets_everything() {
+    let medium = Medium::new(2);
+    let mirror = medium.create();
+    let copy = MemoryDevice::new(BYTES);
+    let mut bytes = vec![0; 1 << 20];
+    medium.legs[1].load(0, &mut bytes);
+    copy.store(0, &bytes);
+    for _ in 0..2 {
+        mirror.detach(&path(1)).unwrap();
+        let found = read_record(&medium.legs[1]);
+        let leg = medium.legs[1].clone();
+        assert_eq!(mirror.forget(&path(1), found.as_ref(), false), Ok(false));
+        mirror.attach(&path(1), leg, found.as_ref(), false, |_| {}).unwrap();
+        mirror.resynced(1).unwrap();
+    }
+    mirror.detach(&path(1)).unwrap();
+    let found = read_record(&copy);
+    assert_eq!(mirror.forget(&path(1), found.as_ref(), false), Ok(true));
+    // It is, from then on, whatever comes.
+    drop(mirror);
+    let mirror = medium.open(&[0]);
+    let found = read_record(&medium.legs[1]);
+    assert_eq!(mirror.forget(&path(1), found.as_ref(), false), Ok(true));
+}
+
+#[test]
 fn a_fifth_leg_and_a_path_that_cannot_be_remembered_are_refused() {
     let medium = Medium::new(4);
     let mirror = medium.create();
-    let fifth = || holdfast_device::MemoryDevice::new(BYTES);
+    let fifth = || MemoryDevice::new(BYTES);
     let found = mirror.attach(&path(4), fifth(), None, false, |_| {});
     assert_eq!(found, Err(MirrorError::Full));
     let medium = Medium::new(2);

@@ -114,6 +114,10 @@ impl<'q, D: BlockDevice> RepairRun<'q, D> {
         }
         self.queue.wait();
         self.queue.reap(&mut self.ended);
+        if self.ended.is_empty() {
+            // What we wait for may be in another thread's hands.
+            std::thread::yield_now();
+        }
         for ended in std::mem::take(&mut self.ended) {
             self.in_flight -= 1;
             self.report.done += ended.bio.len;

@@ -211,6 +211,21 @@ fn tuples_that_rot_on_one_leg_are_taken_from_another() {
 }
 
 #[test]
+fn a_leg_that_has_lost_everything_is_not_taken_for_one_that_was_never_written() {
+    for lost in [0, 1] {
+        let mirrored = Mirrored::new(GuardKind::Crc64, BlockSize::PAGE, 2);
+        let bytes = mirrored.fill(18);
+        let legs = mirrored.close();
+        let mirrored = Mirrored::open(legs, 0);
+        let (first, end) = (mirrored.volume.geometry().groups_offset(), mirrored.data_at(100));
+        mirrored.legs[lost].store(first, &vec![0; to_usize(end - first)]);
+        assert!(mirrored.read(&[]) == bytes, "leg {lost}");
+        assert_eq!(mirrored.repair(&[]), 0);
+        assert_equal(&mirrored.close());
+    }
+}
+
+#[test]
 fn both_superblocks_of_a_leg_may_rot() {
     for first in [0, 1] {
         let mirrored = Mirrored::new(GuardKind::Crc64, BlockSize::PAGE, 2);

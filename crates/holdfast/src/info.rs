@@ -18,7 +18,7 @@ use crate::backing;
 use crate::cli::Info;
 use crate::control::{self, Request};
 use crate::legs::{self, LegReport};
-use crate::live::{Live, Running};
+use crate::live::{Live, Resync, Running};
 use crate::scrub::{State, Status};
 use crate::store::Store;
 
@@ -109,6 +109,8 @@ struct Json {
     /// Of a mirror.
     #[serde(skip_serializing_if = "Option::is_none")]
     legs: Option<Vec<LegReport>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resync: Option<Resync>,
     #[serde(flatten)]
     running: Option<Running>,
 }
@@ -136,16 +138,18 @@ impl Json {
             errors: superblock.errors,
             scrub: Status::stored(&superblock.scrub, superblock.geometry.capacity()),
             legs: None,
+            resync: None,
             running: None,
         })
     }
 
     /// Adds what the server says, which is newer than what is stored.
     fn add(&mut self, live: Live) {
-        let Live { errors, scrub, legs, running } = live;
+        let Live { errors, scrub, legs, resync, running } = live;
         if let Some(scrub) = scrub {
             self.scrub = scrub;
         }
+        self.resync = resync;
         self.legs = legs.or_else(|| self.legs.take());
         (self.state, self.in_use_by, self.errors) = ("in use", Some(running.pid), errors);
         self.running = Some(running);
@@ -176,6 +180,10 @@ impl fmt::Display for Json {
         }
         for LegReport { path, state, repairs, errors } in self.legs.iter().flatten() {
             writeln!(f, "leg              {path}: {state}, {repairs} repairs, {errors} errors")?;
+        }
+        if let Some(Resync { done, total }) = self.resync {
+            let (done, total) = (BinaryBytes(done), BinaryBytes(total));
+            writeln!(f, "resync           {done} of {total}")?;
         }
         self.running.as_ref().map_or(Ok(()), |running| write_running(f, running))
     }

@@ -15,6 +15,7 @@ mod limited;
 mod live;
 mod metrics;
 mod progress;
+mod resync;
 mod scrub;
 mod serve;
 mod store;

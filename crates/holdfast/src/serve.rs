@@ -26,6 +26,7 @@ use crate::control::Control;
 use crate::http::{self, Page};
 use crate::live::Watch;
 use crate::metrics::{self, Metrics};
+use crate::resync::Resyncer;
 use crate::scrub::{Activity, Counted, Plan, Scrubber, Steering};
 use crate::store::{Device, Store};
 
@@ -79,9 +80,9 @@ fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
     let clients = Arc::<Activity>::default();
     let disks = start_disks(arguments, open, &clients, sockets)?;
     let served = watch_over(arguments, open, &clients, &disks, control, shown.as_ref()).and_then(
-        |scrubber| {
+        |background| {
             let served = react_all(open, &clients, &listeners, &wakers, &over, &wait);
-            drop(scrubber);
+            drop(background);
             served
         },
     );
@@ -120,7 +121,20 @@ fn react_all(
     })
 }
 
-/// Starts what goes on besides serving: the scrub, and showing what the server does.
+/// What goes on besides serving. It ends before the clients' queues do.
+struct Background {
+    _scrubber: Scrubber,
+    resyncer: Arc<Resyncer>,
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.resyncer.stop();
+    }
+}
+
+/// Starts what goes on besides serving: the scrub, what a crash or the end of a server interrupted,
+/// and showing what the server does.
 fn watch_over(
     arguments: &Serve,
     open: &OpenVolume,
@@ -128,14 +142,20 @@ fn watch_over(
     disks: &[VhostUser],
     control: Option<Control>,
     shown: Option<&Listener>,
-) -> anyhow::Result<Scrubber> {
+) -> anyhow::Result<Background> {
     let plan = Plan { days: arguments.scrub, rate_max: arguments.scrub_rate };
     let steering = Arc::new(Steering::new(&open.volume, plan));
     let (store, volume) = (Arc::clone(&open.store), Arc::clone(&open.volume));
     let scrubber = Scrubber::start(Arc::clone(&steering), store, volume, Arc::clone(clients))
         .context("cannot start the thread that scrubs")?;
-    observe(arguments, open, steering, disks, control, shown)?;
-    Ok(scrubber)
+    let resyncer = Resyncer::new(&open.store, &open.volume);
+    let background = Background { _scrubber: scrubber, resyncer: Arc::clone(&resyncer) };
+    let legs = open.store.interrupted();
+    if !legs.is_empty() && !open.volume.is_read_only() {
+        resyncer.begin(legs, false)?;
+    }
+    observe(arguments, open, steering, resyncer, disks, control, shown)?;
+    Ok(background)
 }
 
 /// Shows what the server does to `info --live`, and to Prometheus if there is a listener for it, and
@@ -144,6 +164,7 @@ fn observe(
     arguments: &Serve,
     open: &OpenVolume,
     scrub: Arc<Steering>,
+    resyncer: Arc<Resyncer>,
     disks: &[VhostUser],
     control: Option<Control>,
     shown: Option<&Listener>,
@@ -154,6 +175,7 @@ fn observe(
         volume: Arc::clone(&open.volume),
         scrub,
         store: Arc::clone(&open.store),
+        resyncer,
         clients: disks.iter().map(|disk| Arc::clone(disk.counters())).collect(),
     });
     if let Some(control) = control {

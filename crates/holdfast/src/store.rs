@@ -1,7 +1,7 @@
 //! What a volume is stored on: a file or block device, or a mirror of several.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -27,6 +27,8 @@ pub(crate) struct Store {
 struct Legs {
     mirror: Arc<Mirror>,
     backings: Arc<Mutex<Backings>>,
+    /// Legs that are to get what they missed, since a crash kept them from it.
+    interrupted: Vec<PathBuf>,
 }
 
 type Backings = [Option<Arc<Backing>>; LEGS_MAX];
@@ -65,10 +67,11 @@ impl Store {
         }
         let Some(legs) = found? else { return Ok(Self { named, mirror: None }) };
         let backings = Arc::new(Mutex::new(legs.media.clone()));
+        let interrupted = legs.interrupted.iter().map(|&leg| legs.paths[leg].clone()).collect();
         let read_only = access != Access::ReadWrite;
         let mirror = Mirror::open(legs, read_only)
             .with_context(|| format!("cannot open the mirror of {}", path.display()))?;
-        Ok(Self { named, mirror: Some(Legs { mirror, backings }) })
+        Ok(Self { named, mirror: Some(Legs { mirror, backings, interrupted }) })
     }
 
     /// Makes new files or devices a store: a mirror when there are several. The first is the one that
@@ -81,7 +84,8 @@ impl Store {
         let of_leg = std::array::from_fn(|leg| backings.get(leg).map(Arc::clone));
         let legs = backings.into_iter().map(|backing| (backing.path().to_owned(), backing));
         let mirror = Mirror::create(legs.collect())?;
-        Ok(Self { named, mirror: Some(Legs { mirror, backings: Arc::new(Mutex::new(of_leg)) }) })
+        let backings = Arc::new(Mutex::new(of_leg));
+        Ok(Self { named, mirror: Some(Legs { mirror, backings, interrupted: Vec::new() }) })
     }
 
     /// Returns what was named on the command line.
@@ -92,6 +96,11 @@ impl Store {
     /// Returns the mirror, if it is one.
     pub(crate) fn mirror(&self) -> Option<&Arc<Mirror>> {
         self.mirror.as_ref().map(|legs| &legs.mirror)
+    }
+
+    /// Returns the legs that are to get what they missed, since a crash kept them from it.
+    pub(crate) fn interrupted(&self) -> Vec<PathBuf> {
+        self.mirror.as_ref().map_or_else(Vec::new, |legs| legs.interrupted.clone())
     }
 
     /// Opens a queue on a ring.

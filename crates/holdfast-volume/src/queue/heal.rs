@@ -265,12 +265,14 @@ impl<D: BlockDevice> Queue<D> {
         let heal = job.heal.as_ref().expect("the job is healing");
         let index = *heal.sectors.last().expect("there is a present sector");
         let lba = job.group * to_u64(self.volume.geometry().sectors_of_group()) + to_u64(index);
-        let tuples = match heal.purpose {
+        let mut tuples: Vec<_> = match heal.purpose {
             Purpose::Fill(_) => {
                 heal.blocks.iter().map(|block| self.words_in(block, index)).collect()
             }
             _ => vec![self.volume.cache.tuple(job.way(), index)],
         };
+        // A leg that has lost everything looks as if nothing had been written: that counts last.
+        tuples.sort_by_key(|&words| words == [0, 0]);
         let copy = |leg: usize| &buffer.as_slice()[leg * SLOT..][..self.limits.sector.len()];
         let check = |words: [u64; 2], leg: usize| {
             let guard = checksum(self.volume.protection().kind, copy(leg));

@@ -1,0 +1,210 @@
+//! Letting a leg of a mirror have what it missed: by the command itself, or in the background of a
+//! server.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use holdfast_bio::BlockDevice;
+use holdfast_device::{Access, Backing, FileDevice};
+use holdfast_mirror::{Missed, OWN_AREA, read_record};
+use holdfast_ring::SharedRing;
+use holdfast_volume::{Queue, RepairRun, Volume};
+
+use crate::backing;
+use crate::store::{Store, open_in_time};
+
+/// Lets a leg have what it missed. `goes_on` is told how many bytes of the disk are done, and of how
+/// many, and says whether to go on. Returns how many were copied, or `None` when it did not go on.
+pub(crate) fn resync(
+    store: &Store,
+    volume: &Arc<Volume>,
+    leg: &Path,
+    discard: bool,
+    goes_on: &mut dyn FnMut(u64, u64) -> bool,
+) -> anyhow::Result<Option<u64>> {
+    let Some(mirror) = store.mirror() else {
+        let path = store.named().path().display();
+        bail!("{path} is no mirror: `holdfast create PATH --mirror LEG` makes one");
+    };
+    let existed = leg.exists();
+    let backing = match store.leg_at(leg).filter(|backing| is_at(backing, leg)) {
+        Some(backing) => backing,
+        None => Arc::new(open_leg(store, volume, leg)?),
+    };
+    let ring = backing::ring()?;
+    let found = read_record(&backing);
+    let is_leg = found.as_ref().is_some_and(|found| found.uuid == mirror.uuid());
+    if !is_leg && !discard && FileDevice::new(&backing, &ring)?.data_after(0)?.is_some() {
+        let leg = leg.display();
+        bail!("{leg} is not empty, and no leg of this mirror: --discard throws it away");
+    }
+    let forgotten = mirror.forget(leg, found.as_ref(), discard).inspect_err(|_| {
+        if !existed {
+            // It was made here, and is of no use; the first error is the one to tell.
+            let _removed = std::fs::remove_file(leg);
+        }
+    })?;
+    if forgotten && existed {
+        wipe(&backing, &ring)?;
+    }
+    let set_leg = |number| store.set_leg(number, Arc::clone(&backing));
+    let (number, missed) =
+        mirror.attach(leg, Arc::clone(&backing), found.as_ref(), discard, set_leg)?;
+    let copied = copy(store, volume, &ring, number, &missed, goes_on)
+        .with_context(|| format!("cannot copy to {}", leg.display()))?;
+    if copied.is_some() {
+        mirror.resynced(number)?;
+    }
+    Ok(copied)
+}
+
+/// Makes what is to get everything a leg that holds nothing.
+fn wipe(backing: &Backing, ring: &SharedRing) -> anyhow::Result<()> {
+    let mut device = FileDevice::new(backing, ring)?;
+    let end = device.limits().capacity;
+    backing::zero(&mut device, 0..OWN_AREA.start)?;
+    backing::zero(&mut device, OWN_AREA.end..end)
+}
+
+fn copy(
+    store: &Store,
+    volume: &Arc<Volume>,
+    ring: &SharedRing,
+    number: usize,
+    missed: &Missed,
+    goes_on: &mut dyn FnMut(u64, u64) -> bool,
+) -> anyhow::Result<Option<u64>> {
+    let leg = u8::try_from(number).context("a leg has a small number")?;
+    let mut queue = Queue::new(volume, store.device(ring)?, || {})?;
+    let ranges = match missed {
+        Missed::All => None,
+        Missed::Ranges(ranges) => Some(&ranges[..]),
+    };
+    let mut run = RepairRun::copy(&mut queue, leg, ranges)?;
+    let total = run.left();
+    while run.step()? {
+        if !goes_on(total - run.left(), total) {
+            return Ok(None);
+        }
+    }
+    // The logs, and what is beside the superblocks.
+    store.copy_to(ring, leg, volume.geometry().groups_offset())?;
+    Ok(Some(run.finish()?.done))
+}
+
+/// Returns whether what is open is what is at the path now.
+fn is_at(backing: &Backing, path: &Path) -> bool {
+    let place = |meta: &std::fs::Metadata| (meta.dev(), meta.ino(), meta.rdev());
+    let open = backing.descriptor().and_then(|descriptor| File::from(descriptor).metadata());
+    match (open, std::fs::metadata(path)) {
+        (Ok(open), Ok(found)) => place(&open) == place(&found),
+        _ => false,
+    }
+}
+
+/// Opens what is to become a leg, and makes it if there is nothing.
+fn open_leg(store: &Store, volume: &Volume, leg: &Path) -> anyhow::Result<Backing> {
+    let (needed, sector) = (volume.geometry().device_len(), volume.geometry().sector());
+    let backing = if leg.exists() {
+        open_in_time(leg, Access::ReadWrite)?
+    } else {
+        Backing::create(leg, store.named().bytes())?
+    };
+    let (bytes, block) = (backing.bytes(), backing.block());
+    if bytes < needed || block > sector {
+        bail!(
+            "{} cannot be a leg: it has {bytes} bytes in blocks of {block}, and the volume needs \
+             {needed} in blocks of {sector}",
+            leg.display()
+        );
+    }
+    Ok(backing)
+}
+
+/// A server's thread that lets one leg after the other have what it missed.
+#[derive(Debug)]
+pub(crate) struct Resyncer {
+    store: Arc<Store>,
+    volume: Arc<Volume>,
+    stops: AtomicBool,
+    /// What is being done: bytes of the disk, and of how many.
+    done: AtomicU64,
+    total: AtomicU64,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Resyncer {
+    /// How many bytes are copied in a second at most, so that clients get their share.
+    const RATE: u64 = 256 << 20;
+
+    pub(crate) fn new(store: &Arc<Store>, volume: &Arc<Volume>) -> Arc<Self> {
+        Arc::new(Self {
+            store: Arc::clone(store),
+            volume: Arc::clone(volume),
+            stops: AtomicBool::new(false),
+            done: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            thread: Mutex::new(None),
+        })
+    }
+
+    /// Begins to let legs have what they missed, one after the other.
+    ///
+    /// # Errors
+    ///
+    /// While that is being done to others.
+    pub(crate) fn begin(self: &Arc<Self>, legs: Vec<PathBuf>, discard: bool) -> anyhow::Result<()> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            bail!("another leg is being resynced");
+        }
+        let this = Arc::clone(self);
+        let run = move || legs.iter().for_each(|leg| this.run(leg, discard));
+        *thread = Some(thread::Builder::new().name("resync".to_owned()).spawn(run)?);
+        Ok(())
+    }
+
+    /// Ends what is being done. The next server goes on with it.
+    pub(crate) fn stop(&self) {
+        // Relaxed: the thread is joined.
+        self.stops.store(true, Ordering::Relaxed);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Err(panic)) = thread.map(JoinHandle::join) {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    /// Returns how many bytes of the disk are done, and of how many, while a leg gets what it missed.
+    pub(crate) fn progress(&self) -> Option<(u64, u64)> {
+        // Relaxed: numbers to look at.
+        let (done, total) = (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
+        (total > 0).then_some((done, total))
+    }
+
+    fn run(&self, leg: &Path, discard: bool) {
+        let began = Instant::now();
+        let mut goes_on = |done, total| {
+            self.done.store(done, Ordering::Relaxed);
+            self.total.store(total, Ordering::Relaxed);
+            let least = Duration::from_millis(done * 1000 / Self::RATE);
+            thread::sleep(least.saturating_sub(began.elapsed()));
+            !self.stops.load(Ordering::Relaxed)
+        };
+        tracing::info!("{} gets what it missed", leg.display());
+        match resync(&self.store, &self.volume, leg, discard, &mut goes_on) {
+            Ok(Some(bytes)) => {
+                let copied = indicatif::BinaryBytes(bytes);
+                tracing::info!("{} is in sync: {copied} were copied", leg.display());
+            }
+            Ok(None) => tracing::info!("{} gets the rest from the next server", leg.display()),
+            Err(error) => tracing::error!("{} is not in sync: {error:#}", leg.display()),
+        }
+        self.total.store(0, Ordering::Relaxed);
+    }
+}
