@@ -37,6 +37,7 @@ pub(super) fn run(scene: &Scene) -> Result<Outcome> {
     scene.ok(&mut scene.holdfast(&["verify", "--repair", &volume]))?;
     scene.verify(&volume)?;
     ensure_equal(&volume, &leg)?;
+    kill_under_load(scene, &volume, &leg)?;
     if is_root()? {
         unplug_under_load(scene, &volume, &leg)?;
     }
@@ -68,6 +69,19 @@ fn expect_success(scene: &Scene, load: &mut Background) -> Result<()> {
     let status = scene.wait(load, Instant::now() + LOAD)?;
     ensure!(status.success(), "a client saw an error: {status}; see fio.log");
     Ok(())
+}
+
+/// Kills the server while clients write, and checks that its successor leaves the legs equal.
+fn kill_under_load(scene: &Scene, volume: &str, leg: &str) -> Result<()> {
+    let server = Server::start(scene, volume)?;
+    let load = scene.start(&mut fio::fio(&server, "randwrite"), "fio.log")?;
+    std::thread::sleep(Duration::from_secs(1));
+    drop(server);
+    // It lost its server, and that is all that it can say.
+    drop(load);
+    Server::start(scene, volume)?.stop()?;
+    scene.verify(volume)?;
+    ensure_equal(volume, leg)
 }
 
 /// Lets a leg fail altogether while clients write and verify, and attaches it again.
