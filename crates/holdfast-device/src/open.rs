@@ -160,6 +160,12 @@ impl Backing {
         lock_holder(&locks, stat.st_dev, stat.st_ino)
     }
 
+    /// Gives up the lock, so that others may open it, though there may be queues of it that are idle.
+    pub fn release(&self) {
+        // It may not have had one, and then there is nothing to give up.
+        let _unlocked = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
+    }
+
     /// Returns another descriptor of the same open file.
     ///
     /// # Errors
@@ -258,6 +264,16 @@ mod tests {
             Err(OpenError::InUse { holder, .. }) => assert_eq!(holder, Some(std::process::id())),
             other => panic!("the lock was not seen: {other:?}"),
         }
+    }
+
+    #[test]
+    fn what_was_released_can_be_opened_though_a_descriptor_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let first = Backing::create(&path, 4096).unwrap();
+        let _descriptor = first.descriptor().unwrap();
+        first.release();
+        assert!(Backing::open(&path, Access::ReadWrite).is_ok());
     }
 
     #[test]

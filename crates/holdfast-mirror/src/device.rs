@@ -499,12 +499,18 @@ impl<D: BlockDevice> BlockDevice for MirrorDevice<D> {
     }
 
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
-        let mut first: Option<u64> = None;
+        let (mut first, mut known, mut failed) = (None, false, Err(Error::IO));
         for leg in self.mirror.in_sync().iter() {
             let Some(queue) = &self.legs[leg] else { continue };
-            let found = queue.device.data_after(offset)?;
-            first = [first, found].into_iter().flatten().min();
+            match queue.device.data_after(offset) {
+                Ok(found) => {
+                    first = [first, found].into_iter().flatten().min();
+                    known = true;
+                }
+                Err(error) => failed = Err(error),
+            }
         }
-        Ok(first)
+        // What a leg cannot tell, another can: they hold the same.
+        if known { Ok(first) } else { failed }
     }
 }

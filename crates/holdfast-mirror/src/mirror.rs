@@ -557,8 +557,7 @@ impl Mirror {
         }
         table.media[leg] = Some(Box::new(medium));
         ready(leg);
-        slot.epoch.fetch_add(1, Ordering::SeqCst);
-        self.version.fetch_add(1, Ordering::SeqCst);
+        self.reopen(leg);
         // After the version: whoever sees that it is written sees that it is another.
         slot.set_state(LegState::Resyncing);
         self.commit(&mut table).map_err(device_error("record that a leg is attached"))?;
@@ -590,13 +589,13 @@ impl Mirror {
         self.commit(&mut table).map_err(device_error("record that a leg is in sync"))
     }
 
-    /// Takes a leg out on purpose. What is written from now on is remembered, so that it can come
-    /// back.
+    /// Takes a leg out on purpose, and returns its number. What is written from now on is remembered, so
+    /// that it can come back.
     ///
     /// # Errors
     ///
     /// When it is none, or the last, and whatever the others say.
-    pub fn detach(&self, path: &Path) -> Result<(), MirrorError> {
+    pub fn detach(&self, path: &Path) -> Result<usize, MirrorError> {
         let path = absolute(path);
         let mut table = self.table();
         let text = path.display().to_string();
@@ -618,7 +617,14 @@ impl Mirror {
         if let Some(Err(error)) = told {
             tracing::warn!("{text} cannot be told that it is detached: {error}");
         }
-        Ok(())
+        table.media[leg] = None;
+        Ok(leg)
+    }
+
+    /// Lets each queue open a leg anew, or close it if it is not there any more.
+    pub fn reopen(&self, leg: usize) {
+        self.slots[leg].epoch.fetch_add(1, Ordering::SeqCst);
+        self.version.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -17,7 +17,7 @@ use holdfast_iov::{Memory, Pool};
 use holdfast_mirror::{LEGS_MAX, LegState, Mirror, MirrorDevice, Missed, assemble, read_record};
 use holdfast_sim::{Fault, Faults, FaultyDevice, Random};
 use holdfast_units::{BlockSize, to_u64, to_usize};
-use holdfast_volume::{Client, OpenOptions, Queue, RepairRun, Volume, VolumeError};
+use holdfast_volume::{Client, OpenOptions, Queue, Resync, Volume, VolumeError};
 
 type Device = MirrorDevice<FaultyDevice<MemoryDevice>>;
 
@@ -116,12 +116,11 @@ impl Mirrored {
         self.mirror.legs().iter().map(|(_, leg)| leg.repairs).sum()
     }
 
-    /// Compares all legs and repairs them. Returns how many ranges could not be.
-    fn repair(&self, faults: &[Faults]) -> usize {
-        let mut queue = self.queue(faults);
-        let mut run = RepairRun::compare(&mut queue).unwrap();
-        while run.step().unwrap() {}
-        run.finish().unwrap().failed.len()
+    /// Compares all legs and repairs them. Returns how many sectors could not be.
+    fn repair(&self, faults: &[Faults]) -> u64 {
+        let report = scrub(&mut self.queue(faults));
+        assert!(report.unreadable.is_empty());
+        report.corrupt
     }
 
     /// Brings a leg back.
@@ -133,7 +132,7 @@ impl Mirrored {
         let Missed::Ranges(ranges) = missed else { panic!("what it missed is known") };
         let mut queue = self.queue(&[]);
         let number = u8::try_from(number).unwrap();
-        let mut run = RepairRun::copy(&mut queue, number, Some(&ranges)).unwrap();
+        let mut run = Resync::new(&mut queue, number, Some(&ranges)).unwrap();
         while run.step().unwrap() {}
         let mut device = device_of(&self.legs, &self.mirror, &[]);
         device.copy_to(number, self.volume.geometry().groups_offset()).unwrap();

@@ -1,5 +1,5 @@
 //! The control socket: a client sends one line of JSON, a [`Request`], and the server answers with
-//! JSON and closes. `holdfast info --live` and `holdfast scrub` are the clients.
+//! JSON and closes. `holdfast info --live`, `scrub`, `attach` and `detach` are the clients.
 //!
 //! The socket is an abstract one (unix(7)): there is nothing to clean up, and a block device has no
 //! directory to put a socket into. Such a name belongs to whoever takes it first, so both ends look
@@ -12,17 +12,18 @@ use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use holdfast_device::Backing;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::limited::Limited;
 use crate::live::Watch;
+use crate::store::Store;
 
 pub(crate) use self::client::{ask, silent};
 
@@ -32,7 +33,7 @@ const LIMIT: Duration = Duration::from_secs(1);
 const REQUEST_MAX: usize = 4096;
 
 /// What a server can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub(crate) enum Request {
     /// What it has done: the answer is a [`Live`](crate::live::Live).
@@ -43,6 +44,24 @@ pub(crate) enum Request {
     ScrubStop,
     /// How far a scrub is: the same.
     ScrubStatus,
+    /// To let a leg have what it missed: the answer is a [`Done`].
+    Attach {
+        /// Where it is, from the root on.
+        leg: PathBuf,
+        /// Throw away what is on it.
+        discard: bool,
+    },
+    /// To take a leg out: the same.
+    Detach {
+        /// Where it is, from the root on.
+        leg: PathBuf,
+    },
+}
+
+/// The answer to a request that was carried out, or begun, and of which there is nothing to tell.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct Done {
+    done: bool,
 }
 
 /// The answer to a request that is not carried out.
@@ -58,8 +77,8 @@ pub(crate) struct Control(UnixListener);
 impl Control {
     /// Takes the name of the volume. `None`, after a warning, when that cannot be: a server is worth
     /// more than its counters.
-    pub(crate) fn bind(uuid: &str, backing: &Backing) -> Option<Self> {
-        match name(uuid, backing).and_then(|name| UnixListener::bind_addr(&name)) {
+    pub(crate) fn bind(uuid: &str, store: &Store) -> Option<Self> {
+        match name(uuid, store).and_then(|name| UnixListener::bind_addr(&name)) {
             Ok(listener) => Some(Self(listener)),
             Err(error) => {
                 let why = match error.kind() {
@@ -135,8 +154,19 @@ fn respond(request: Request, watch: &Watch) -> io::Result<Vec<u8>> {
         },
         Request::ScrubStop => serde_json::to_vec(&watch.scrub.pause()),
         Request::ScrubStatus => serde_json::to_vec(&watch.scrub.status()),
+        Request::Attach { leg, discard } => {
+            return done(watch.resyncer.begin(vec![leg], discard));
+        }
+        Request::Detach { leg } => return done(watch.resyncer.detach(&leg)),
     };
     Ok(answer?)
+}
+
+fn done(result: anyhow::Result<()>) -> io::Result<Vec<u8>> {
+    match result {
+        Ok(()) => Ok(serde_json::to_vec(&Done { done: true })?),
+        Err(error) => refuse(&format!("{error:#}")),
+    }
 }
 
 fn refuse(why: &str) -> io::Result<Vec<u8>> {
@@ -144,9 +174,14 @@ fn refuse(why: &str) -> io::Result<Vec<u8>> {
 }
 
 /// Returns the name of a volume's control socket. A copy of a volume has the same uuid, so where the
-/// volume is stored is in the name as well.
-fn name(uuid: &str, backing: &Backing) -> io::Result<SocketAddr> {
-    let metadata = File::from(backing.descriptor()?).metadata()?;
+/// volume is stored is in the name as well. A mirror has a name of its own instead, whichever of its
+/// legs are there.
+fn name(uuid: &str, store: &Store) -> io::Result<SocketAddr> {
+    if let Some(mirror) = store.mirror() {
+        let mirror = u128::from_be_bytes(mirror.uuid());
+        return SocketAddr::from_abstract_name(format!("holdfast/{uuid}/mirror-{mirror:032x}"));
+    }
+    let metadata = File::from(store.named().descriptor()?).metadata()?;
     let place = if metadata.file_type().is_block_device() {
         format!("device-{:x}", metadata.rdev())
     } else {

@@ -18,7 +18,8 @@ use crate::backing;
 use crate::cli::Info;
 use crate::control::{self, Request};
 use crate::legs::{self, LegReport};
-use crate::live::{Live, Resync, Running};
+use crate::live::{Live, Running};
+use crate::resync;
 use crate::scrub::{State, Status};
 use crate::store::Store;
 
@@ -32,7 +33,7 @@ pub(crate) fn run(arguments: &Info) -> anyhow::Result<Outcome> {
     let mut info = Json::new(path, &superblock, Use::of(peeked, &superblock)?)?;
     info.legs = store.mirror().map(|mirror| legs::report(mirror));
     if arguments.live {
-        match control::ask(&info.uuid, peeked, Request::Counters)? {
+        match control::ask(&info.uuid, &store, &Request::Counters)? {
             Some(live) => info.add(live),
             None => return Err(nobody_counts(peeked, info.in_use_by)),
         }
@@ -110,7 +111,7 @@ struct Json {
     #[serde(skip_serializing_if = "Option::is_none")]
     legs: Option<Vec<LegReport>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    resync: Option<Resync>,
+    resync: Option<resync::Status>,
     #[serde(flatten)]
     running: Option<Running>,
 }
@@ -181,9 +182,9 @@ impl fmt::Display for Json {
         for LegReport { path, state, repairs, errors } in self.legs.iter().flatten() {
             writeln!(f, "leg              {path}: {state}, {repairs} repairs, {errors} errors")?;
         }
-        if let Some(Resync { done, total }) = self.resync {
-            let (done, total) = (BinaryBytes(done), BinaryBytes(total));
-            writeln!(f, "resync           {done} of {total}")?;
+        if let Some(resync) = self.resync.as_ref().filter(|resync| resync.running) {
+            let (done, total) = (BinaryBytes(resync.done), BinaryBytes(resync.total));
+            writeln!(f, "resync           {}: {done} of {total}", resync.path.display())?;
         }
         self.running.as_ref().map_or(Ok(()), |running| write_running(f, running))
     }

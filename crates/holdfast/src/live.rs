@@ -11,7 +11,7 @@ use holdfast_volume::format::ErrorCounts;
 use serde::{Deserialize, Serialize};
 
 use crate::legs::{self, LegReport};
-use crate::resync::Resyncer;
+use crate::resync::{self, Resyncer};
 use crate::scrub::{Status, Steering};
 use crate::store::Store;
 
@@ -39,18 +39,11 @@ pub(crate) struct Live {
     /// The legs of a mirror.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) legs: Option<Vec<LegReport>>,
-    /// How far a leg is that gets what it missed.
+    /// How far the last leg is, or was, that got what it missed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) resync: Option<Resync>,
+    pub(crate) resync: Option<resync::Status>,
     #[serde(flatten)]
     pub(crate) running: Running,
-}
-
-/// How far a resync is, in bytes of the disk.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-pub(crate) struct Resync {
-    pub(crate) done: u64,
-    pub(crate) total: u64,
 }
 
 /// A server and its clients.
@@ -82,7 +75,7 @@ impl Watch {
             errors: self.volume.errors(),
             scrub: Some(self.scrub.status()),
             legs: self.store.mirror().map(|mirror| legs::report(mirror)),
-            resync: self.resyncer.progress().map(|(done, total)| Resync { done, total }),
+            resync: self.resyncer.status(),
             running: Running {
                 pid: std::process::id(),
                 uptime_seconds: self.since.elapsed().as_secs(),

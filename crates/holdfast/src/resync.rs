@@ -4,8 +4,8 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,8 @@ use holdfast_bio::BlockDevice;
 use holdfast_device::{Access, Backing, FileDevice};
 use holdfast_mirror::{Missed, OWN_AREA, read_record};
 use holdfast_ring::SharedRing;
-use holdfast_volume::{Queue, RepairRun, Volume};
+use holdfast_volume::{Queue, Resync, Volume};
+use serde::{Deserialize, Serialize};
 
 use crate::backing;
 use crate::store::{Store, open_in_time};
@@ -86,7 +87,7 @@ fn copy(
         Missed::All => None,
         Missed::Ranges(ranges) => Some(&ranges[..]),
     };
-    let mut run = RepairRun::copy(&mut queue, leg, ranges)?;
+    let mut run = Resync::new(&mut queue, leg, ranges)?;
     let total = run.left();
     while run.step()? {
         if !goes_on(total - run.left(), total) {
@@ -95,7 +96,7 @@ fn copy(
     }
     // The logs, and what is beside the superblocks.
     store.copy_to(ring, leg, volume.geometry().groups_offset())?;
-    Ok(Some(run.finish()?.done))
+    Ok(Some(run.finish()?))
 }
 
 /// Returns whether what is open is what is at the path now.
@@ -127,15 +128,26 @@ fn open_leg(store: &Store, volume: &Volume, leg: &Path) -> anyhow::Result<Backin
     Ok(backing)
 }
 
+/// How far a resync is, or how it ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Status {
+    /// The leg.
+    pub(crate) path: PathBuf,
+    pub(crate) running: bool,
+    /// How many bytes of the disk are done, and of how many.
+    pub(crate) done: u64,
+    pub(crate) total: u64,
+    /// Why the leg is not in sync.
+    pub(crate) error: Option<String>,
+}
+
 /// A server's thread that lets one leg after the other have what it missed.
 #[derive(Debug)]
 pub(crate) struct Resyncer {
     store: Arc<Store>,
     volume: Arc<Volume>,
     stops: AtomicBool,
-    /// What is being done: bytes of the disk, and of how many.
-    done: AtomicU64,
-    total: AtomicU64,
+    status: Mutex<Option<Status>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -148,8 +160,7 @@ impl Resyncer {
             store: Arc::clone(store),
             volume: Arc::clone(volume),
             stops: AtomicBool::new(false),
-            done: AtomicU64::new(0),
-            total: AtomicU64::new(0),
+            status: Mutex::new(None),
             thread: Mutex::new(None),
         })
     }
@@ -158,53 +169,82 @@ impl Resyncer {
     ///
     /// # Errors
     ///
-    /// While that is being done to others.
+    /// While that is being done to others, and when the volume is no mirror or takes no writes.
     pub(crate) fn begin(self: &Arc<Self>, legs: Vec<PathBuf>, discard: bool) -> anyhow::Result<()> {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = lock(&self.thread);
         if thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
             bail!("another leg is being resynced");
         }
+        if self.volume.is_read_only() {
+            bail!("it takes no writes");
+        }
+        *lock(&self.status) = legs.first().map(|path| Status::of(path));
         let this = Arc::clone(self);
         let run = move || legs.iter().for_each(|leg| this.run(leg, discard));
         *thread = Some(thread::Builder::new().name("resync".to_owned()).spawn(run)?);
         Ok(())
     }
 
+    /// Takes a leg out.
+    pub(crate) fn detach(&self, leg: &Path) -> anyhow::Result<()> {
+        self.store.detach(leg)
+    }
+
     /// Ends what is being done. The next server goes on with it.
     pub(crate) fn stop(&self) {
         // Relaxed: the thread is joined.
         self.stops.store(true, Ordering::Relaxed);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = lock(&self.thread).take();
         if let Some(Err(panic)) = thread.map(JoinHandle::join) {
             std::panic::resume_unwind(panic);
         }
     }
 
-    /// Returns how many bytes of the disk are done, and of how many, while a leg gets what it missed.
-    pub(crate) fn progress(&self) -> Option<(u64, u64)> {
-        // Relaxed: numbers to look at.
-        let (done, total) = (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
-        (total > 0).then_some((done, total))
+    /// Returns how far the last resync is, if there was one.
+    pub(crate) fn status(&self) -> Option<Status> {
+        lock(&self.status).clone()
     }
 
     fn run(&self, leg: &Path, discard: bool) {
         let began = Instant::now();
+        *lock(&self.status) = Some(Status::of(leg));
         let mut goes_on = |done, total| {
-            self.done.store(done, Ordering::Relaxed);
-            self.total.store(total, Ordering::Relaxed);
+            if let Some(status) = &mut *lock(&self.status) {
+                (status.done, status.total) = (done, total);
+            }
             let least = Duration::from_millis(done * 1000 / Self::RATE);
             thread::sleep(least.saturating_sub(began.elapsed()));
             !self.stops.load(Ordering::Relaxed)
         };
         tracing::info!("{} gets what it missed", leg.display());
-        match resync(&self.store, &self.volume, leg, discard, &mut goes_on) {
+        let error = match resync(&self.store, &self.volume, leg, discard, &mut goes_on) {
             Ok(Some(bytes)) => {
                 let copied = indicatif::BinaryBytes(bytes);
                 tracing::info!("{} is in sync: {copied} were copied", leg.display());
+                None
             }
-            Ok(None) => tracing::info!("{} gets the rest from the next server", leg.display()),
-            Err(error) => tracing::error!("{} is not in sync: {error:#}", leg.display()),
+            Ok(None) => {
+                tracing::info!("{} gets the rest from the next server", leg.display());
+                Some("the server ended".to_owned())
+            }
+            Err(error) => {
+                tracing::error!("{} is not in sync: {error:#}", leg.display());
+                Some(format!("{error:#}"))
+            }
+        };
+        if let Some(status) = &mut *lock(&self.status) {
+            (status.running, status.error) = (false, error);
         }
-        self.total.store(0, Ordering::Relaxed);
     }
+}
+
+impl Status {
+    fn of(leg: &Path) -> Self {
+        Self { path: leg.to_owned(), running: true, ..Self::default() }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is in them is replaced in one step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &Scrub) -> anyhow::Result<Outcome> {
     let mut device = store.device(&backing::ring()?)?;
     let superblock =
         Volume::peek(&mut device).with_context(|| format!("cannot read {}", path.display()))?;
-    let asked = control::ask::<Status>(&superblock.uuid_text(), peeked, request)?;
+    let asked = control::ask::<Status>(&superblock.uuid_text(), &store, &request)?;
     let is_served = asked.is_some();
     let status = match asked {
         Some(status) => status,

@@ -72,7 +72,7 @@ fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
     let listeners = listen(arguments)?;
     let sockets = arguments.vhost_user.iter().map(|path| bind(&Address::Unix(path.clone())));
     let sockets = sockets.collect::<anyhow::Result<Vec<_>>>()?;
-    let control = Control::bind(&open.volume.uuid_text(), open.store.named());
+    let control = Control::bind(&open.volume.uuid_text(), &open.store);
     let shown = arguments.metrics.as_ref().map(bind).transpose()?;
     announce(open, &listeners, shown.as_ref(), arguments);
     let threads = if listeners.is_empty() { 0 } else { threads(arguments) };

@@ -133,6 +133,19 @@ impl Store {
         lock(&legs.backings)[number].clone()
     }
 
+    /// Takes a leg out of the mirror.
+    pub(crate) fn detach(&self, leg: &Path) -> anyhow::Result<()> {
+        let Some(legs) = &self.mirror else {
+            anyhow::bail!("{} is no mirror", self.named.path().display());
+        };
+        let number = legs.mirror.detach(leg)?;
+        let left = lock(&legs.backings)[number].take();
+        // Queues that are idle close it only when they have something to do again.
+        left.iter().for_each(|leg| leg.release());
+        legs.mirror.reopen(number);
+        Ok(())
+    }
+
     /// Lets queues that are opened from now on have a leg.
     pub(crate) fn set_leg(&self, number: usize, backing: Arc<Backing>) {
         if let Some(legs) = &self.mirror {

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::bail;
 use holdfast_bio::{BlockDevice, Mismatch};
-use holdfast_volume::{OpenOptions, Queue, RepairReport, RepairRun, Scrub, ScrubReport};
+use holdfast_volume::{OpenOptions, Queue, Scrub, ScrubReport};
 use indicatif::BinaryBytes;
 use serde::Serialize;
 
@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &Verify) -> anyhow::Result<Outcome> {
     }
     let mut queue = open.queue()?;
     let sector = queue.limits().sector.bytes();
-    let report = if is_mirror { compare(&mut queue)? } else { scrub(&mut queue)? };
+    let report = scrub(&mut queue)?;
     drop(queue);
     let healed = open.volume.healed();
     if arguments.repair {
@@ -74,23 +74,6 @@ fn scrub(queue: &mut Queue<Device>) -> anyhow::Result<ScrubReport> {
         progress.at(position);
     }
     Ok(scrub.finish())
-}
-
-/// Verifies every leg of a mirror, and repairs what can be, if the volume may be changed.
-fn compare(queue: &mut Queue<Device>) -> anyhow::Result<ScrubReport> {
-    let capacity = queue.limits().capacity;
-    let mut progress = Progress::new("comparing the legs", capacity);
-    let mut run = RepairRun::compare(queue)?;
-    while run.step()? {
-        progress.at(capacity - run.left());
-    }
-    let RepairReport { done, holes, failed } = run.finish()?;
-    drop(progress);
-    if failed.is_empty() {
-        return Ok(ScrubReport { verified: done, holes, ..ScrubReport::default() });
-    }
-    // What is bad on all legs is named one by one.
-    scrub(queue)
 }
 
 fn write_report(out: &mut impl Write, report: &ScrubReport, sector: u64) -> std::io::Result<()> {

@@ -1,14 +1,26 @@
 //! Mirrors as a user makes, breaks and mends them.
 
 use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
 /// A directory in which the program is run.
 struct Scene(tempfile::TempDir);
+
+/// A running server. It is killed if a test ends before it is stopped.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended, and then there is nothing to do.
+        let _killed = self.0.kill();
+        let _ended = self.0.wait();
+    }
+}
 
 impl Scene {
     /// Makes a volume with an image in it, on legs `a`, `b` and whatever else is named.
@@ -42,6 +54,24 @@ impl Scene {
 
     fn ok(&self, arguments: &[&str]) -> String {
         self.code(arguments, 0)
+    }
+
+    /// Serves a volume, and waits until that is so.
+    fn serve(&self, volume: &str) -> Server {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+        program.args(["serve", volume]).current_dir(self.0.path()).stdout(Stdio::piped());
+        let mut server = Server(program.spawn().expect("it runs"));
+        let said = BufReader::new(server.0.stdout.take().expect("its output"));
+        let listens = said.lines().any(|line| line.is_ok_and(|line| line.contains("listening")));
+        assert!(listens, "the server listens");
+        server
+    }
+
+    /// Asks a server to end, which must leave nothing undone.
+    fn stop(mut server: Server) {
+        let pid = rustix::process::Pid::from_child(&server.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
+        assert!(server.0.wait().expect("it ends").success());
     }
 
     /// Returns the states of the legs.
@@ -123,8 +153,10 @@ fn a_leg_that_is_detached_is_not_used_alone() {
     let scene = Scene::new(&["b"]);
     scene.ok(&["detach", "a", "b"]);
     assert_eq!(scene.states("a"), ["in sync", "detached"]);
+    fs::rename(scene.path("a"), scene.path("away")).expect("it is there");
     let said = scene.code(&["verify", "b"], 2);
     assert!(said.contains("is a leg that is detached since generation"), "{said}");
+    fs::rename(scene.path("away"), scene.path("a")).expect("it is there");
     let said = scene.code(&["detach", "a", "a"], 2);
     assert!(said.contains("the only leg that holds everything"), "{said}");
     scene.ok(&["attach", "a", "b"]);
@@ -166,6 +198,29 @@ fn what_cannot_be_a_leg_is_refused_and_left_as_it_is() {
     let said = scene.code(&["verify", "--repair", "other"], 2);
     assert!(said.contains("is no mirror, so nothing can be repaired"), "{said}");
     scene.assert_whole(&["a", "b"]);
+}
+
+#[test]
+fn legs_come_and_go_while_the_volume_is_served() {
+    let scene = Scene::new(&["b"]);
+    let server = scene.serve("a");
+    for (command, leg) in [("detach", "b"), ("attach", "b"), ("attach", "c"), ("detach", "a")] {
+        scene.ok(&[command, "b", leg]);
+    }
+    let said = scene.code(&["detach", "b", "nothing"], 2);
+    assert!(
+        said.contains("refuses") && said.contains("is no leg, and cannot be detached"),
+        "{said}"
+    );
+    fs::write(scene.path("other"), vec![1; 16 << 20]).expect("space");
+    let said = scene.code(&["attach", "b", "other"], 2);
+    assert!(said.contains("says: ") && said.contains("is not empty, and no leg"), "{said}");
+    let said = scene.ok(&["info", "--live", "b"]);
+    assert!(said.contains("/a: detached") && said.contains("/c: in sync"), "{said}");
+    Scene::stop(server);
+    scene.assert_whole(&["c", "b"]);
+    scene.ok(&["attach", "b", "a"]);
+    scene.assert_whole(&["a", "b", "c"]);
 }
 
 #[test]

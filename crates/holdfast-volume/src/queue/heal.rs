@@ -364,7 +364,10 @@ impl<D: BlockDevice> Queue<D> {
         }
         // Whoever reads the sectors of a group that is filled is told.
         if !matches!(purpose, Some(Purpose::Fill(_))) {
-            mismatch.iter().for_each(|mismatch| self.volume.report(mismatch));
+            // A scrub reads again, a sector at a time, and only that is reported.
+            if !self.jobs[key].bio.tentative {
+                mismatch.iter().for_each(|mismatch| self.volume.report(mismatch));
+            }
             let heal = self.jobs[key].heal.as_mut().expect("the job is healing");
             let error = mismatch.map_or(heal.error, Error::Mismatch);
             heal.result = heal.result.and(Err(error));

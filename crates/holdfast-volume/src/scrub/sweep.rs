@@ -52,7 +52,9 @@ impl Sweep {
             let Some((offset, len)) = self.next_range(queue)? else { break };
             let buffer = self.pool.take_whole(to_usize(len));
             let buffer = buffer.expect("there is a buffer for each read in flight");
-            let mut bio = Bio::new(Op::Read, offset, len, Memory::Buffer(buffer));
+            // Of a mirror all legs are read, and get what is intact on others.
+            let op = if queue.legs() > 1 { Op::Repair } else { Op::Read };
+            let mut bio = Bio::new(op, offset, len, Memory::Buffer(buffer));
             // A range is read again sector by sector, and only that is reported.
             bio.tentative = len > queue.limits().sector.bytes();
             self.in_flight += 1;

@@ -11,6 +11,7 @@ use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
 
 use super::{Refusal, Request, name};
+use crate::store::Store;
 
 /// How long a server may take to answer.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -20,11 +21,11 @@ const ANSWER_MAX: u64 = 4 << 20;
 /// Asks the server of a volume. `None` when nobody listens.
 pub(crate) fn ask<T: DeserializeOwned>(
     uuid: &str,
-    backing: &Backing,
-    request: Request,
+    store: &Store,
+    request: &Request,
 ) -> anyhow::Result<Option<T>> {
-    let path = backing.path().display();
-    let stream = match UnixStream::connect_addr(&name(uuid, backing)?) {
+    let path = store.named().path().display();
+    let stream = match UnixStream::connect_addr(&name(uuid, store)?) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
         Err(error) => {
@@ -64,10 +65,10 @@ pub(crate) fn silent(backing: &Backing, pid: u32) -> anyhow::Error {
 }
 
 /// Sends a request, and returns the whole answer.
-fn exchange(mut stream: &UnixStream, request: Request) -> io::Result<Vec<u8>> {
+fn exchange(mut stream: &UnixStream, request: &Request) -> io::Result<Vec<u8>> {
     stream.set_read_timeout(Some(LIMIT))?;
     stream.set_write_timeout(Some(LIMIT))?;
-    let mut line = serde_json::to_vec(&request)?;
+    let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     let mut answer = Vec::new();
     let exchanged =

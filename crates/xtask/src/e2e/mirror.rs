@@ -84,7 +84,7 @@ fn kill_under_load(scene: &Scene, volume: &str, leg: &str) -> Result<()> {
     ensure_equal(volume, leg)
 }
 
-/// Lets a leg fail altogether while clients write and verify, and attaches it again.
+/// Lets a leg fail altogether while clients write and verify, and attaches it again meanwhile.
 fn unplug_under_load(scene: &Scene, volume: &str, leg: &str) -> Result<()> {
     let plug = plug(scene, leg)?;
     let server = Server::start(scene, volume)?;
@@ -97,11 +97,13 @@ fn unplug_under_load(scene: &Scene, volume: &str, leg: &str) -> Result<()> {
     expect_success(scene, &mut load)?;
     let (state, _) = leg_of(scene, volume, leg, true)?;
     ensure!(state == "out", "the leg that was unplugged is {state}");
-    server.stop()?;
     scene.run(&mut command("umount", &["-l", leg]))?;
+    let mut load = scene.start(fio::fio(&server, "randwrite").args(verify), "fio.log")?;
     scene.ok(&mut scene.holdfast(&["attach", volume, leg]))?;
-    let (state, _) = leg_of(scene, volume, leg, false)?;
+    let (state, _) = leg_of(scene, volume, leg, true)?;
     ensure!(state == "in sync", "the leg that was attached is {state}");
+    expect_success(scene, &mut load)?;
+    server.stop()?;
     scene.verify(volume)?;
     ensure_equal(volume, leg)
 }

@@ -1,4 +1,4 @@
-//! Repairing a mirror from one end to the other: its legs are compared, or one gets what it missed.
+//! Resyncing: a leg of a mirror gets what it missed.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -9,45 +9,24 @@ use holdfast_units::to_usize;
 
 use crate::queue::Queue;
 
-/// What a repair came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RepairReport {
-    /// How many bytes of the disk were looked at, or copied.
-    pub done: u64,
-    /// How many bytes are holes of all legs, which were passed over.
-    pub holes: u64,
-    /// Ranges with sectors that are intact on no leg: offset in bytes, and what is wrong.
-    pub failed: Vec<(u64, Error)>,
-}
-
-/// A repair of a volume on a mirror through one queue, a step at a time.
+/// A resync of a leg through one queue, a step at a time.
 #[derive(Debug)]
-pub struct RepairRun<'q, D: BlockDevice> {
+pub struct Resync<'q, D: BlockDevice> {
     queue: &'q mut Queue<D>,
     pool: Pool,
-    /// The leg that gets all, instead of a comparison.
-    leg: Option<u8>,
+    leg: u8,
     /// The ranges of the disk that are left.
     ranges: VecDeque<Range<u64>>,
     skip_holes: bool,
     in_flight: usize,
     ended: Vec<Ended>,
-    report: RepairReport,
+    /// How many bytes of the disk were copied.
+    copied: u64,
 }
 
-impl<'q, D: BlockDevice> RepairRun<'q, D> {
+impl<'q, D: BlockDevice> Resync<'q, D> {
     /// The most ranges in flight.
     const DEPTH: usize = 4;
-
-    /// Begins to compare all legs, over all that is stored on any.
-    ///
-    /// # Errors
-    ///
-    /// ENOMEM.
-    pub fn compare(queue: &'q mut Queue<D>) -> std::io::Result<Self> {
-        let disk = 0..queue.limits().capacity;
-        Self::new(queue, None, VecDeque::from([disk]), true)
-    }
 
     /// Begins to copy to a leg what it missed, in ranges of bytes of the device. Without them the leg
     /// holds nothing, and gets all that is stored.
@@ -55,7 +34,7 @@ impl<'q, D: BlockDevice> RepairRun<'q, D> {
     /// # Errors
     ///
     /// ENOMEM.
-    pub fn copy(
+    pub fn new(
         queue: &'q mut Queue<D>,
         leg: u8,
         missed: Option<&[Range<u64>]>,
@@ -66,24 +45,15 @@ impl<'q, D: BlockDevice> RepairRun<'q, D> {
             || VecDeque::from([disk]),
             |missed| missed.iter().map(|range| geometry.disk_range(range)).collect(),
         );
-        Self::new(queue, Some(leg), ranges, missed.is_none())
-    }
-
-    fn new(
-        queue: &'q mut Queue<D>,
-        leg: Option<u8>,
-        ranges: VecDeque<Range<u64>>,
-        skip_holes: bool,
-    ) -> std::io::Result<Self> {
         Ok(Self {
             pool: Pool::new(Self::DEPTH << 20)?,
             queue,
             leg,
             ranges,
-            skip_holes,
+            skip_holes: missed.is_none(),
             in_flight: 0,
             ended: Vec::new(),
-            report: RepairReport::default(),
+            copied: 0,
         })
     }
 
@@ -96,14 +66,13 @@ impl<'q, D: BlockDevice> RepairRun<'q, D> {
     ///
     /// # Errors
     ///
-    /// When a leg cannot tell where data are, or the one that is copied to cannot be written.
+    /// When a leg cannot tell where data are, or the one that is resynced cannot be written.
     pub fn step(&mut self) -> Result<bool, Error> {
         while self.in_flight < Self::DEPTH {
             let Some((offset, len)) = self.next_range()? else { break };
             let buffer = self.pool.take_whole(to_usize(len));
             let buffer = buffer.expect("there is a buffer for each range in flight");
-            let mut bio = Bio::new(Op::Repair, offset, len, Memory::Buffer(buffer));
-            bio.leg = self.leg;
+            let bio = Bio::new(Op::Repair, offset, len, Memory::Buffer(buffer)).with_leg(self.leg);
             self.in_flight += 1;
             if let Err(bio) = self.queue.submit(bio) {
                 unreachable!("a volume's queue is never full: {bio:?}");
@@ -120,30 +89,25 @@ impl<'q, D: BlockDevice> RepairRun<'q, D> {
         }
         for ended in std::mem::take(&mut self.ended) {
             self.in_flight -= 1;
-            self.report.done += ended.bio.len;
-            match ended.result {
-                Ok(_) => {}
-                Err(error) if self.leg.is_some() => return Err(error),
-                Err(error) => self.report.failed.push((ended.bio.offset, error)),
-            }
+            self.copied += ended.result?;
         }
         Ok(true)
     }
 
-    /// Makes durable what was repaired, and returns what came of it. What a leg gets that missed all
-    /// are also the superblocks.
+    /// Makes durable what was copied, with the tuples and the superblocks. Returns how many bytes of the
+    /// disk that were.
     ///
     /// # Errors
     ///
     /// When a flush fails.
-    pub fn finish(self) -> Result<RepairReport, Error> {
+    pub fn finish(self) -> Result<u64, Error> {
         for _ in 0..2 {
             // The copies of the superblock take turns.
             self.queue.volume().keep_news();
             let all = Bio { fua: true, ..Bio::flush() };
             self.queue.run(all).result?;
         }
-        Ok(self.report)
+        Ok(self.copied)
     }
 
     fn next_range(&mut self) -> Result<Option<(u64, u64)>, Error> {
@@ -153,7 +117,6 @@ impl<'q, D: BlockDevice> RepairRun<'q, D> {
             if self.skip_holes {
                 let data = self.queue.data_after(range.start)?;
                 let data = data.map_or(range.end, |data| data.min(range.end));
-                self.report.holes += data - range.start;
                 range.start = data;
             }
             if !range.is_empty() {
