@@ -273,7 +273,7 @@ mod tests {
         let first = Backing::create(&path, 4096).unwrap();
         let _descriptor = first.descriptor().unwrap();
         first.release();
-        assert!(Backing::open(&path, Access::ReadWrite).is_ok());
+        assert_eq!(Backing::open(&path, Access::ReadWrite).unwrap().bytes(), 4096);
     }
 
     #[test]

@@ -73,13 +73,13 @@ fn expect_success(scene: &Scene, load: &mut Background) -> Result<()> {
 
 /// Kills the server while clients write, and checks that its successor leaves the legs equal.
 fn kill_under_load(scene: &Scene, volume: &str, leg: &str) -> Result<()> {
-    let server = Server::start(scene, volume)?;
+    let server = Server::start(scene, volume, &[])?;
     let load = scene.start(&mut fio::fio(&server, "randwrite"), "fio.log")?;
     std::thread::sleep(Duration::from_secs(1));
     drop(server);
     // It lost its server, and that is all that it can say.
     drop(load);
-    Server::start(scene, volume)?.stop()?;
+    Server::start(scene, volume, &[])?.stop()?;
     scene.verify(volume)?;
     ensure_equal(volume, leg)
 }
@@ -87,7 +87,7 @@ fn kill_under_load(scene: &Scene, volume: &str, leg: &str) -> Result<()> {
 /// Lets a leg fail altogether while clients write and verify, and attaches it again meanwhile.
 fn unplug_under_load(scene: &Scene, volume: &str, leg: &str) -> Result<()> {
     let plug = plug(scene, leg)?;
-    let server = Server::start(scene, volume)?;
+    let server = Server::start(scene, volume, &[])?;
     let verify = ["--verify=crc32c", "--verify_fatal=1", "--loops=2"];
     let mut load = scene.start(fio::fio(&server, "randwrite").args(verify), "fio.log")?;
     std::thread::sleep(Duration::from_secs(2));
@@ -128,7 +128,7 @@ fn split(scene: &Scene, volume: &str, leg: &str) -> Result<()> {
     for (away, alone) in [(leg, volume), (volume, leg)] {
         let hidden = format!("{away}.away");
         fs::rename(away, &hidden)?;
-        let server = Server::start(scene, alone)?;
+        let server = Server::start(scene, alone, &[])?;
         let uri = server.uri();
         scene.ok(&mut command("qemu-io", &["-f", "raw", "-c", "write -P 9 0 64k", &uri]))?;
         server.stop()?;
