@@ -22,8 +22,6 @@ const BATCH: u64 = 100;
 const BLOCK: u64 = 4096;
 /// Where the groups of a volume of this size begin.
 const GROUPS: u64 = 3 << 20;
-/// Where a leg has what belongs to it alone.
-const OWN_AREA: std::ops::Range<usize> = 256 << 10..512 << 10;
 const START: Duration = Duration::from_secs(10);
 const LOAD: Duration = Duration::from_secs(120);
 
@@ -71,7 +69,7 @@ fn expect_success(scene: &Scene, load: &mut Background) -> Result<()> {
     Ok(())
 }
 
-/// Kills the server while clients write, and checks that its successor leaves the legs equal.
+/// Kills the server while clients write, and checks that whoever opens the volume makes the legs equal.
 fn kill_under_load(scene: &Scene, volume: &str, leg: &str) -> Result<()> {
     let server = Server::start(scene, volume, &[])?;
     let load = scene.start(&mut fio::fio(&server, "randwrite"), "fio.log")?;
@@ -79,7 +77,7 @@ fn kill_under_load(scene: &Scene, volume: &str, leg: &str) -> Result<()> {
     drop(server);
     // It lost its server, and that is all that it can say.
     drop(load);
-    Server::start(scene, volume, &[])?.stop()?;
+    scene.ok(&mut scene.holdfast(&["verify", "--repair", volume]))?;
     scene.verify(volume)?;
     ensure_equal(volume, leg)
 }
@@ -155,13 +153,14 @@ fn leg_of(scene: &Scene, volume: &str, leg: &str, live: bool) -> Result<(String,
     Ok((state.to_owned(), found["repairs"].as_u64().context("a leg without repairs")?))
 }
 
-/// Checks that the legs are the same, but for what each knows of itself.
+/// Checks that the legs have the same superblocks, sectors and tuples. After a crash a record of a
+/// write that was never begun may be in the log of one only.
 fn ensure_equal(volume: &str, leg: &str) -> Result<()> {
-    let (mut one, mut other) = (fs::read(volume)?, fs::read(leg)?);
+    let (one, other) = (fs::read(volume)?, fs::read(leg)?);
     ensure!(one.len() == other.len(), "the legs have {} and {} bytes", one.len(), other.len());
-    one[OWN_AREA].fill(0);
-    other[OWN_AREA].fill(0);
-    let differs = (0..one.len()).find(|&at| one[at] != other[at]);
+    let groups = usize::try_from(GROUPS)?;
+    let counts = |at: &usize| *at >= groups || *at % (64 << 10) < 4096 && *at < 68 << 10;
+    let differs = (0..one.len()).filter(counts).find(|&at| one[at] != other[at]);
     ensure!(differs.is_none(), "the legs differ from byte {differs:?} on");
     Ok(())
 }
