@@ -17,7 +17,7 @@ use holdfast_iov::{Memory, Pool};
 use holdfast_mirror::{LEGS_MAX, LegState, Mirror, MirrorDevice, Missed, assemble, read_record};
 use holdfast_sim::{Fault, Faults, FaultyDevice, Random};
 use holdfast_units::{BlockSize, to_u64, to_usize};
-use holdfast_volume::{Client, OpenOptions, Queue, Resync, Volume, VolumeError};
+use holdfast_volume::{Client, Durability, OpenOptions, Queue, Resync, Volume, VolumeError};
 
 type Device = MirrorDevice<FaultyDevice<MemoryDevice>>;
 
@@ -55,13 +55,17 @@ impl Mirrored {
 
     /// Opens the volume by way of one of its legs.
     fn open(legs: Vec<MemoryDevice>, first: usize) -> Self {
+        Self::open_with(legs, first, Durability::Full)
+    }
+
+    fn open_with(legs: Vec<MemoryDevice>, first: usize, durability: Durability) -> Self {
         let open = |wanted: &std::path::Path| {
             let leg = (0..legs.len()).find(|&leg| path(leg) == wanted);
             leg.map(|leg| legs[leg].clone()).ok_or_else(|| "it is not there".to_owned())
         };
         let found = assemble(&path(first), legs[first].clone(), None, open).unwrap().unwrap();
         let mirror = Mirror::open(found, false).unwrap();
-        let options = OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::default() };
+        let options = OpenOptions { cache_bytes: 1 << 20, durability, ..OpenOptions::default() };
         let volume = Volume::open(&mut device_of(&legs, &mirror, &[]), &options).unwrap();
         Self { legs, mirror, volume }
     }
@@ -441,6 +445,29 @@ fn after_a_crash_each_sector_is_old_or_new_and_the_same_on_all_legs() {
         }
         assert_eq!(mirrored.volume.errors().total(), 0);
         assert!(is_clean(&mirrored));
+        assert_equal(&mirrored.close());
+    }
+}
+
+#[test]
+fn where_no_log_tells_what_a_crash_left_in_flight_the_legs_are_made_equal_all_the_same() {
+    for durability in [Durability::Bitmap, Durability::None] {
+        let legs = Mirrored::new(GuardKind::Crc64, BlockSize::PAGE, 2).close();
+        let mirrored = Mirrored::open_with(legs, 0, durability);
+        let old = mirrored.fill(19);
+        let new = change(&mirrored, &old, 20);
+        let mut random = Random::new(21);
+        for lba in 0..mirrored.sectors() {
+            let leg = &mirrored.legs[to_usize(random.below(2))];
+            let stored = to_usize(lba) * 4096;
+            leg.store(mirrored.data_at(lba), &old[stored..stored + 4096]);
+        }
+        let mirrored = Mirrored::open_with(mirrored.legs, 0, durability);
+        for (lba, found) in mirrored.read(&[]).chunks(4096).enumerate() {
+            let (old, new) = (&old[lba * 4096..][..4096], &new[lba * 4096..][..4096]);
+            assert!(found == old || found == new, "{durability} LBA {lba}");
+        }
+        assert!(is_clean(&mirrored) && mirrored.volume.errors().total() == 0);
         assert_equal(&mirrored.close());
     }
 }
