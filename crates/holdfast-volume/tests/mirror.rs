@@ -436,6 +436,8 @@ fn after_a_crash_each_sector_is_old_or_new_and_the_same_on_all_legs() {
             }
         }
         let mirrored = Mirrored::open(mirrored.legs, 0);
+        // Before anything is read, which would heal it.
+        assert_equal(&mirrored.legs);
         let report = mirrored.volume.recovery().unwrap();
         assert_eq!((report.torn.len(), report.unreadable.len()), (0, 0), "{guard} {sector}");
         let found = mirrored.read(&[]);
@@ -463,6 +465,7 @@ fn where_no_log_tells_what_a_crash_left_in_flight_the_legs_are_made_equal_all_th
             leg.store(mirrored.data_at(lba), &old[stored..stored + 4096]);
         }
         let mirrored = Mirrored::open_with(mirrored.legs, 0, durability);
+        assert_equal(&mirrored.legs);
         for (lba, found) in mirrored.read(&[]).chunks(4096).enumerate() {
             let (old, new) = (&old[lba * 4096..][..4096], &new[lba * 4096..][..4096]);
             assert!(found == old || found == new, "{durability} LBA {lba}");
