@@ -1,7 +1,7 @@
 //! Random workloads on a volume whose disk loses its cache when the power is cut: at every event of the
 //! disk the power is cut, the volume is opened again, and every sector is judged.
 //!
-//! What must be there is known from what was answered and when ([`check`] for one seed). Nothing
+//! What must be there is known from what was answered and when ([`check()`] for one seed). Nothing
 //! that was durable may be gone, nothing may be read that nobody wrote, and nothing that is intact may
 //! be called corrupt. A seed stands for the format, the workload, what fails below, and what each cut
 //! leaves, so that it is the same again.

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use holdfast_bio::{Bio, BlockDevice, Ended, Op};
 use holdfast_iov::{BUFFER_MAX, BUFFER_MIN, Memory, Pool};
 use holdfast_units::{to_u64, to_usize};
-use holdfast_volume::{OpenOptions as VolumeOptions, Queue};
+use holdfast_volume::{Durability, OpenOptions as VolumeOptions, Queue};
 use rustix::fs::{FlockOperation, OFlags, SeekFrom};
 
 use crate::Outcome;
@@ -109,7 +109,9 @@ pub(crate) fn import(arguments: &Import) -> anyhow::Result<Outcome> {
         };
         backing::create(&[&arguments.path], false, |_| Ok(arguments.format.options(capacity)))?;
     }
-    let open = OpenVolume::open(&arguments.path, &VolumeOptions::default())?;
+    // After a crash the import has to be begun anew in any case.
+    let options = VolumeOptions { durability: Durability::None, ..VolumeOptions::default() };
+    let open = OpenVolume::open(&arguments.path, &options)?;
     let filled = fill(&open, from, &source, len);
     let closed = open.close();
     filled.and(closed)?;
