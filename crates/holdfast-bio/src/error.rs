@@ -15,8 +15,8 @@ pub enum Tag {
     Reference,
     /// The tuple says that the sector was never written, but its data are not all zeros.
     Unwritten,
-    /// The tuple says that after a crash the sector had neither its old nor its new data: the crash
-    /// tore it, or it is corrupt.
+    /// The tuple says that after a crash or a failed write the sector had neither its old nor its
+    /// new data: that tore it, or it is corrupt.
     Torn,
 }
 
@@ -56,10 +56,7 @@ impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tag, lba, expected, found } = self;
         if *tag == Tag::Torn {
-            return write!(
-                f,
-                "torn or corrupt sector since a crash at LBA {lba}: found {found:#x}"
-            );
+            return write!(f, "torn sector at LBA {lba}: a crash or a failed write left it so");
         }
         let name = tag.name();
         write!(f, "{name} mismatch at LBA {lba}: expected {expected:#x}, found {found:#x}")

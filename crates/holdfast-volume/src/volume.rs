@@ -459,6 +459,11 @@ impl Volume {
         self.judge.words(lba, guard)
     }
 
+    /// Returns the words of the tuple of a sector that is torn.
+    pub(crate) fn torn_words(&self, lba: u64) -> [u64; 2] {
+        self.judge.torn_words(lba)
+    }
+
     /// Checks the stored words of sector `lba` against the checksum of its data. `is_zero` is asked
     /// whether a sector that was never written consists of zeros.
     pub(crate) fn check(

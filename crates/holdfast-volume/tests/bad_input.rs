@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{Disk, fill, flip, formats, options, peek, poke};
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op, ReadPolicy};
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Mismatch, Op, ReadPolicy, Tag};
 use holdfast_checksum::GuardKind;
 use holdfast_device::{Access, Backing, FileDevice, MemoryDevice};
 use holdfast_iov::Memory;
@@ -317,6 +317,78 @@ fn a_write_that_fails_half_way_without_saying_where_leaves_every_sector_with_its
         assert!(found[..from] == new[..from] && found[to..] == new[to..], "not written");
         assert!(found[from..to] == old[from..to], "the sectors that fail are as they were");
         assert_eq!(disk.volume.errors().total(), 0);
+    }
+}
+
+#[test]
+fn a_sector_that_a_failed_write_has_torn_is_no_corruption_and_can_be_written_anew() {
+    for guard in GuardKind::ALL {
+        for written_before in [false, true] {
+            let disk = Disk::new(guard, BlockSize::PAGE, CAPACITY, 1 << 20);
+            let (old, new) = (pattern(4096, 1), pattern(4096, 2));
+            if written_before {
+                faulty(&disk, Faults::default()).write_at(4096, &old).unwrap();
+            }
+            // The first 1536 bytes are stored. It cannot be cleared either.
+            let at = disk.volume.geometry().data_at(4096) + 1536;
+            let fault = Fault { range: at..at + 512, reads: false, error: Error::IO };
+            let mut client = faulty(&disk, Faults { faults: vec![fault], ..Faults::default() });
+            assert_eq!(client.write_at(4096, &new), Err(Error::IO));
+            drop(client);
+            let mut client = faulty(&disk, Faults::default());
+            let found = client.read_at(4096, &mut [0; 4096]);
+            let torn = matches!(found, Err(Error::Mismatch(Mismatch { tag: Tag::Torn, .. })));
+            assert!(torn, "{guard} {written_before}: {found:?}");
+            assert_eq!(disk.volume.errors().total(), 0);
+            client.write_at(4096, &new).unwrap();
+            client.read_at(4096, &mut [0; 4096]).unwrap();
+            common::assert_clean(client.queue());
+        }
+    }
+}
+
+/// Stores data, and says that it did not.
+struct DoneAndFailed(MemoryDevice);
+
+impl BlockDevice for DoneAndFailed {
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+
+    fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
+        self.0.submit(bio)
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended>) {
+        self.0.reap(ended);
+        // What is to be durable is the log.
+        for item in ended.iter_mut().filter(|item| item.bio.op == Op::Write && !item.bio.fua) {
+            item.result = Err(Error::IO);
+        }
+    }
+
+    fn wait(&mut self) {
+        self.0.wait();
+    }
+}
+
+#[test]
+fn a_write_that_was_done_and_told_to_have_failed_leaves_an_intact_sector() {
+    for (guard, sector) in formats() {
+        let disk = Disk::new(guard, sector, CAPACITY, 1 << 20);
+        let (old, new) = (pattern(sector.len(), 1), pattern(sector.len(), 2));
+        faulty(&disk, Faults::default()).write_at(0, &old).unwrap();
+        let mut queue =
+            Queue::new(&disk.volume, DoneAndFailed(disk.device.clone()), || {}).unwrap();
+        let mut buffer = disk.pool.take_whole(sector.len()).unwrap();
+        buffer.as_mut_slice()[..sector.len()].copy_from_slice(&new);
+        let write = Bio::new(Op::Write, 0, sector.bytes(), Memory::Buffer(buffer));
+        assert_eq!(common::run(&mut queue, write).result, Err(Error::IO));
+        drop(queue);
+        let mut found = vec![0; sector.len()];
+        faulty(&disk, Faults::default()).read_at(0, &mut found).unwrap();
+        assert!(found == new, "{guard} {sector}");
+        common::assert_clean(&mut disk.queue());
     }
 }
 

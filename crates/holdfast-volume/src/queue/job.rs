@@ -11,6 +11,7 @@ use crate::log::Position;
 use crate::queue::flush::Lead;
 use crate::queue::heal::Heal;
 use crate::queue::repair::Repair;
+use crate::queue::settle::Settling;
 
 #[derive(Debug)]
 pub(super) struct Job {
@@ -31,6 +32,8 @@ pub(super) struct Job {
     pub(super) narrow: Option<Narrow>,
     /// Why the range could not be made zeros, while it is discarded instead.
     pub(super) zero_error: Option<Error>,
+    /// How far it is with what it could not write.
+    pub(super) settling: Option<Settling>,
     /// The region that it has entered.
     pub(super) region: Option<usize>,
     /// Its record in the tuple log.
@@ -93,6 +96,8 @@ pub(super) enum Step {
     /// Wait for the device to clear what a write that failed may have left, and go on with the
     /// range's sector `next`.
     Mend { error: Error, next: usize },
+    /// Read a sector that could not be written, to see what it has.
+    Settle,
     /// Lead a flush.
     Lead(Lead),
     /// Wait for the flush that another leads.
@@ -122,6 +127,7 @@ impl Job {
             guards: Vec::new(),
             narrow: None,
             zero_error: None,
+            settling: None,
             region: None,
             record: None,
             room_failures: 0,
@@ -264,6 +270,7 @@ pub(super) enum Part {
     Data,
     Mend,
     Heal,
+    Settle,
     Clear,
     Zero,
     FlushTuples,
@@ -272,7 +279,7 @@ pub(super) enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Fill,
         Self::WriteBack,
         Self::Edge,
@@ -282,6 +289,7 @@ impl Part {
         Self::Data,
         Self::Mend,
         Self::Heal,
+        Self::Settle,
         Self::Clear,
         Self::Zero,
         Self::FlushTuples,

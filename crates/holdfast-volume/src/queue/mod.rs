@@ -13,6 +13,7 @@ mod job;
 mod log;
 mod read;
 mod repair;
+mod settle;
 mod write;
 
 use std::collections::VecDeque;
@@ -191,7 +192,7 @@ impl<D: BlockDevice> Queue<D> {
             let Some(job) = self.jobs.get(key) else { return };
             let goes_on = match job.step {
                 Step::Pin => self.pin(key),
-                Step::Fill(_) | Step::WriteBack(_) | Step::Edge(_) | Step::Heal => {
+                Step::Fill(_) | Step::WriteBack(_) | Step::Edge(_) | Step::Heal | Step::Settle => {
                     self.use_scratch(key)
                 }
                 Step::Claim => self.claim(key),
@@ -288,6 +289,7 @@ impl<D: BlockDevice> Queue<D> {
         let step = std::mem::replace(&mut self.jobs[key].step, Step::Below);
         match step {
             Step::Heal => self.go_on_healing(key, buffer),
+            Step::Settle => self.read_unsettled(key, buffer),
             Step::Fill(way) if self.mirrored => self.fill_mirrored(key, way, buffer),
             Step::Fill(way) => {
                 let at = geometry.tuples_at(self.jobs[key].group);
@@ -401,6 +403,7 @@ impl<D: BlockDevice> Queue<D> {
             Part::Data => self.data_moved(key, ended),
             Part::Mend => self.mended(key, ended),
             Part::Heal => self.healing_moved(key, ended),
+            Part::Settle => self.unsettled_read(key, ended),
             Part::Clear => self.leg_cleared(key, ended),
             Part::Zero => self.zeroed(key, ended),
             Part::FlushTuples => self.flush_tuples_written(token, ended),

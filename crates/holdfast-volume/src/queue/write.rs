@@ -146,15 +146,15 @@ impl<D: BlockDevice> Queue<D> {
         }
     }
 
-    /// Clears sectors that were never written, from the range's sector `from` on, and then ends the
-    /// job: a write that failed may have stored a part of them, which no tuple belongs to.
+    /// Clears sectors that were never written, from the range's sector `from` on, and then settles
+    /// what could not be written: a write that failed may have stored a part of it.
     fn mend(&mut self, key: usize, from: usize, error: Error) {
         let job = &mut self.jobs[key];
         let (way, sectors, sector) = (job.way(), job.sectors, self.limits.sector);
         let cache = &self.volume.cache;
         let is_written = |index: &usize| cache.tuple(way, sectors.first + index) != [0, 0];
         let Some(first) = (from..sectors.count).find(|index| !is_written(index)) else {
-            return self.finish(key, Err(error));
+            return self.settle(key, 0, error);
         };
         let next = (first..sectors.count).find(is_written).unwrap_or(sectors.count);
         let offset = sector.align_down(job.bio.offset) + to_u64(first * sector.len());
@@ -174,7 +174,7 @@ impl<D: BlockDevice> Queue<D> {
             let op = Op::Zero { keep: true, fast: false };
             return self.send_bio(Bio { op, ..ended.bio });
         }
-        // Nothing more can be done where that failed too: the sector cannot be written.
+        // Where that failed too, the sector is found torn.
         self.mend(key, next, error);
     }
 
@@ -216,7 +216,7 @@ impl<D: BlockDevice> Queue<D> {
         match result {
             Err(later) if job.zero_error.is_some() => {
                 let error = job.zero_error.unwrap_or(later);
-                self.finish(key, Err(error));
+                self.settle(key, 0, error);
             }
             Err(Error::Unsupported) if !is_write && !fast => self.write_zeros(key, ended.bio),
             Err(error) if !is_write && error != Error::Unsupported => {
@@ -228,7 +228,11 @@ impl<D: BlockDevice> Queue<D> {
                 let written =
                     Sectors { count: to_usize(self.limits.sector.count(job.done)), ..sectors };
                 self.clear_tuples(key, way, written);
-                self.finish(key, Err(error));
+                if error == Error::Unsupported {
+                    // Nothing was done.
+                    return self.finish(key, Err(error));
+                }
+                self.settle(key, 0, error);
             }
             Ok(moved) if is_write && job.done + moved < job.bio.len => {
                 job.done += moved;
