@@ -17,11 +17,13 @@ mod inbox;
 mod intents;
 mod judge;
 mod log;
+mod opening;
 mod queue;
 mod raw;
 mod recovery;
 mod resync;
 mod scrub;
+mod superblock;
 mod sync;
 mod volume;
 

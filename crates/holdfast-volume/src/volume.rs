@@ -1,32 +1,34 @@
 //! What all queues of a volume share.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use holdfast_bio::{BlockDevice, Error, Mismatch, Op, Tag};
+use holdfast_bio::{BlockDevice, Mismatch, Op, Tag};
 use holdfast_checksum::GuardKind;
 use holdfast_integrity::Protection;
-use holdfast_iov::{BUFFER_MAX, BUFFER_MIN, Buffer, Pool};
-use holdfast_units::{BlockSize, to_u64, to_usize};
+use holdfast_units::{BlockSize, to_usize};
 use zerocopy::IntoBytes;
 
 use crate::cache::Cache;
 use crate::error::VolumeError;
 use crate::flush::FlushGate;
 use crate::format::{
-    Durability, ErrorCounts, FormatError, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, ScrubRecord,
-    Superblock, features,
+    Durability, ErrorCounts, SUPERBLOCK_OFFSETS, ScrubRecord, Superblock, features,
 };
 use crate::geometry::{Geometry, TUPLE_BLOCK};
-use crate::intents::{Intents, Regions};
+use crate::intents::Intents;
 use crate::judge::Judge;
 use crate::log::Log;
+use crate::opening::{Recovered, begin_intents, begin_log, recover};
 use crate::raw::{self, device_error, sync_device};
 use crate::recovery::{Recovery, RecoveryReport};
 use crate::scrub::SharedRecord;
+use crate::superblock::{
+    Found, copy_name, read_superblock, rewrite_superblock, scratch, warn_of_corrupt,
+    write_superblock,
+};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
 
 /// What a new volume is to be.
@@ -525,242 +527,10 @@ impl Volume {
     }
 }
 
-fn scratch() -> Result<Buffer, VolumeError> {
-    let pool = Pool::new(BUFFER_MIN)
-        .map_err(|error| VolumeError::Device { what: "get memory", source: Error::from(&error) })?;
-    Ok(pool.take(SUPERBLOCK_LEN).expect("a new pool has a buffer"))
-}
-
-/// What is known of a volume that was not closed.
-#[derive(Default)]
-struct Recovered {
-    report: Option<RecoveryReport>,
-    tuples: BTreeMap<u64, [u64; 2]>,
-    adopted: Vec<Range<u64>>,
-}
-
-/// Finds out what sectors hold, if the volume was not closed.
-fn recover<D: BlockDevice>(
-    device: &mut D,
-    superblock: &Superblock,
-    judge: &Judge,
-    options: &OpenOptions,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Recovered, VolumeError> {
-    if superblock.clean {
-        return Ok(Recovered::default());
-    }
-    let &Superblock { geometry, durability, log_epoch, boot, .. } = superblock;
-    let read_only = options.read_only;
-    let mut recovery = Recovery::new(device, &geometry, judge, read_only, progress)?;
-    let mut adopted = Vec::new();
-    // What a program that had no choice left in its log outlives a process, as a mapped log does.
-    let outlived = match durability {
-        None | Some(Durability::Full) => true,
-        Some(_) => boot == options.boot && boot != [0; 16],
-    };
-    match log_epoch {
-        Some(epoch) if outlived => recovery.settle(epoch, durability)?,
-        _ if matches!(durability, None | Some(Durability::Full)) => {}
-        _ => {
-            adopted = match durability {
-                Some(Durability::Bitmap) => recovery.dirty_ranges()?,
-                _ => vec![Range { start: 0, end: geometry.capacity() }],
-            };
-            if !read_only {
-                recovery.adopt(&std::mem::take(&mut adopted))?;
-            }
-        }
-    }
-    let Recovery { report, tuples, .. } = recovery;
-    let RecoveryReport { records, settled, adopted: taken, torn, unreadable } = &report;
-    let (torn, unreadable) = (torn.len(), unreadable.len());
-    tracing::info!(records, settled, taken, torn, unreadable, "the volume was not closed");
-    Ok(Recovered { report: Some(report), tuples, adopted })
-}
-
-/// Begins an empty tuple log: one that is written, for full durability, and otherwise one that is
-/// mapped, where the storage below can be mapped.
-fn begin_log<D: BlockDevice>(
-    device: &mut D,
-    geometry: &Geometry,
-    options: &OpenOptions,
-) -> Result<Option<Log>, VolumeError> {
-    let (offset, len) = geometry.log();
-    let no_room = device_error("reserve space for the tuple log");
-    if options.durability == Durability::Full {
-        fill_holes(device, offset, len).map_err(no_room)?;
-        let block = device.limits().granularity;
-        return Ok(Some(Log::written(block, new_epoch(), geometry)));
-    }
-    let region = device.map(offset, to_usize(len)).map_err(no_room)?;
-    Ok(region.map(|region| Log::mapped(region, new_epoch(), geometry)))
-}
-
-/// Says that no region is being written, for durability by bitmap.
-fn begin_intents<D: BlockDevice>(
-    device: &mut D,
-    geometry: &Geometry,
-    options: &OpenOptions,
-) -> Result<Option<Intents>, VolumeError> {
-    if options.durability != Durability::Bitmap {
-        return Ok(None);
-    }
-    let regions = Regions::new(geometry, device.limits().granularity);
-    let len = regions.stored_len();
-    let pool = Pool::new(len).map_err(|error| device_error("get memory")(Error::from(&error)))?;
-    let mut buffer = pool.take_whole(len).expect("nothing is in use");
-    regions.encode_clean(&mut buffer.as_mut_slice()[..len]);
-    raw::transfer(device, Op::Write, regions.offset(), buffer, len)
-        .map_err(device_error("write the write-intent log"))?;
-    // What says that it counts is written after it.
-    sync_device(device)?;
-    Ok(Some(Intents::new(regions)))
-}
-
-/// Writes zeros to where the log is a hole, so that a write to it changes nothing of the file but
-/// its data: it must be durable fast.
-fn fill_holes<D: BlockDevice>(device: &mut D, offset: u64, len: u64) -> Result<(), Error> {
-    let pool = Pool::new(BUFFER_MAX).map_err(|error| Error::from(&error))?;
-    let (mut position, end) = (offset, offset + len);
-    while position < end {
-        let data = device.data_after(position)?.unwrap_or(end).min(end);
-        while position < data {
-            let piece = to_usize(data - position).min(BUFFER_MAX);
-            let mut buffer = pool.take_whole(piece).expect("one buffer is in use");
-            buffer.as_mut_slice()[..piece].fill(0);
-            raw::transfer(device, Op::Write, position, buffer, piece)?;
-            position += to_u64(piece);
-        }
-        // What is no hole is passed a piece at a time, since nothing says where it ends.
-        position = (position + (64 << 10)).min(end);
-    }
-    Ok(())
-}
-
-/// Returns a number that no volume has had for its log, and that nobody can foresee: what clients
-/// write becomes part of records, and must not be taken for one.
-fn new_epoch() -> NonZeroU64 {
-    let (_, number) = uuid::Uuid::new_v4().as_u64_pair();
-    NonZeroU64::new(number).expect("a UUID has its variant there, which is not 0")
-}
-
-/// What the two superblocks say.
-struct Found {
-    /// The newer good one.
-    superblock: Superblock,
-    /// Which copy is corrupt, and how, if one is.
-    corrupt: Option<(usize, FormatError)>,
-}
-
-const fn copy_name(copy: usize) -> &'static str {
-    if copy == 0 { "the first superblock" } else { "the second superblock" }
-}
-
-fn warn_of_corrupt(corrupt: Option<&(usize, FormatError)>) {
-    if let Some((copy, error)) = corrupt {
-        tracing::warn!("{} cannot be used, the other is: {error}", copy_name(*copy));
-    }
-}
-
-/// Reads both superblocks and takes the newer good one.
-fn read_superblock<D: BlockDevice>(device: &mut D) -> Result<Found, VolumeError> {
-    let found = device.limits().capacity;
-    let [first, second] = [0, 1].map(|copy| read_copy(device, copy));
-    let (superblock, corrupt) = match (first?, second?) {
-        (Ok(first), Ok(second)) => {
-            (if first.sequence >= second.sequence { first } else { second }, None)
-        }
-        // What a newer program wrote is not corrupt.
-        (Ok(_), Err(error)) | (Err(error), Ok(_)) if error.is_newer() => return Err(error.into()),
-        (Ok(good), Err(error)) => (good, Some((1, error))),
-        (Err(error), Ok(good)) => (good, Some((0, error))),
-        // A version or a feature that is too new is so in both copies, and so is a foreign file.
-        (Err(first), Err(second)) if first == second => return Err(first.into()),
-        (Err(first @ FormatError::Foreign { .. }), Err(FormatError::Foreign { .. })) => {
-            return Err(first.into());
-        }
-        (Err(first), Err(second)) => return Err(VolumeError::Superblocks { first, second }),
-    };
-    let expected = superblock.geometry.device_len();
-    if expected > found {
-        return Err(FormatError::Truncated { expected, found }.into());
-    }
-    Ok(Found { superblock, corrupt })
-}
-
-/// Reads one superblock, of a mirror the newest of all legs. The outer error is the device's.
-fn read_copy<D: BlockDevice>(
-    device: &mut D,
-    copy: usize,
-) -> Result<Result<Superblock, FormatError>, VolumeError> {
-    let legs = device.legs();
-    if legs == 1 {
-        return read_copy_of(device, copy, None);
-    }
-    let mut best: Result<Result<Superblock, _>, _> =
-        Err(device_error("read the superblock")(Error::IO));
-    for leg in 0..legs {
-        let found = read_copy_of(device, copy, u8::try_from(leg).ok());
-        let is_better = match (&best, &found) {
-            (Ok(Ok(best)), Ok(Ok(found))) => found.sequence > best.sequence,
-            (Ok(Err(_)) | Err(_), Ok(Ok(_))) | (Err(_), _) => true,
-            _ => false,
-        };
-        if is_better {
-            best = found;
-        }
-    }
-    best
-}
-
-fn read_copy_of<D: BlockDevice>(
-    device: &mut D,
-    copy: usize,
-    leg: Option<u8>,
-) -> Result<Result<Superblock, FormatError>, VolumeError> {
-    let offset = SUPERBLOCK_OFFSETS[copy];
-    let (expected, found) = (offset + SUPERBLOCK_LEN as u64, device.limits().capacity);
-    if expected > found {
-        return Ok(Err(FormatError::Truncated { expected, found }));
-    }
-    let buffer = raw::transfer_leg(device, Op::Read, offset, scratch()?, SUPERBLOCK_LEN, leg)
-        .map_err(device_error("read the superblock"))?;
-    let bytes = buffer.as_slice().first_chunk().expect("a buffer is longer than a superblock");
-    Ok(Superblock::parse(bytes))
-}
-
-/// Writes both copies, so that each is newer than those before.
-fn rewrite_superblock<D: BlockDevice>(
-    device: &mut D,
-    superblock: &mut Superblock,
-) -> Result<(), VolumeError> {
-    for copy in [0, 1] {
-        superblock.sequence += 1;
-        write_superblock(device, superblock, copy)?;
-        // The first must be whole before the second may be torn.
-        sync_device(device)?;
-    }
-    Ok(())
-}
-
-fn write_superblock<D: BlockDevice>(
-    device: &mut D,
-    superblock: &Superblock,
-    copy: usize,
-) -> Result<(), VolumeError> {
-    let mut buffer = scratch()?;
-    let raw = superblock.to_raw(u32::try_from(copy).expect("0 or 1"));
-    buffer.as_mut_slice()[..SUPERBLOCK_LEN].copy_from_slice(raw.as_bytes());
-    let offset = SUPERBLOCK_OFFSETS[copy];
-    raw::transfer(device, Op::Write, offset, buffer, SUPERBLOCK_LEN)
-        .map(drop)
-        .map_err(device_error("write the superblock"))
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::format::SUPERBLOCK_LEN;
     use holdfast_device::MemoryDevice;
 
     #[test]
