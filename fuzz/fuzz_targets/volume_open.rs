@@ -286,7 +286,7 @@ fn write_and_reopen(
     let errors = opened.client.queue().volume().errors();
     opened.close(device);
     let mut opened = Opened::new(device, true).expect("what was closed can be opened");
-    assert!(opened.client.queue().volume().was_clean());
+    assert!(opened.client.queue().volume().recovery().is_none());
     assert_eq!(opened.client.queue().volume().errors(), errors);
     for access in input.accesses.iter().take(STEPS_MAX) {
         let (at, len) = opened.range(*access);

@@ -24,7 +24,7 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seconds: 20, targets: Vec::new() }
+        Self { seconds: 10, targets: Vec::new() }
     }
 }
 

@@ -50,11 +50,11 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Chore {
-    /// Everything that CI checks: `lint`, then `test` (about 11 minutes)
+    /// Everything that CI checks: `lint`, then `test` (about 20 minutes)
     Ci,
     /// Formatting, clippy, rustdoc, `layers` and `tidy`, with warnings as errors (1 minute)
     Lint,
-    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz`, `e2e`, `powercut`, and a short `torture` and `guest` (about 10 minutes)
+    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz`, `e2e`, `powercut`, and a short `torture` and `guest` (about 19 minutes)
     Test,
     /// Unit, integration and documentation tests of every crate (1 minute)
     Unit,
@@ -67,7 +67,7 @@ enum Chore {
     /// Tests see `HOLDFAST_VALGRIND=1` and `PROPTEST_CASES=16`. `HOLDFAST_VALGRIND_SKIP=NAME,NAME` leaves out
     /// the tests whose path contains a name.
     Valgrind,
-    /// Runs the fuzz targets for a while each; installs cargo-fuzz when it is missing (20 seconds a target)
+    /// Runs the fuzz targets for a while each; installs cargo-fuzz when it is missing (10 seconds a target)
     Fuzz(fuzz::Options),
     /// Drives the program with qemu, libnbd and fio (2 minutes, and a release build)
     E2e(e2e::Options),
