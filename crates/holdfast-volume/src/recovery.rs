@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
-use holdfast_bio::{BlockDevice, Error, Op, Tag};
+use holdfast_bio::{BlockDevice, Error, Op};
 use holdfast_checksum::generate;
 use holdfast_iov::{BUFFER_MAX, Buffer, Pool};
 use holdfast_units::{to_u64, to_usize};
@@ -309,7 +309,8 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
                 };
                 let copy = self.copy_that_matches(lba, &copies, words).unwrap_or(any);
                 let Some(found) = copies[copy] else { continue };
-                if self.takes_as_it_is(lba, &found, words) {
+                // Also one that was torn: it may have been written since.
+                if !self.matches(lba, &found, words) {
                     let taken = self.taken_words(lba, &found);
                     self.set(&mut block, lba, taken);
                     self.report.adopted += 1;
@@ -320,12 +321,6 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
             }
         }
         self.store_tuples(group, block)
-    }
-
-    /// Returns whether a sector does not match its tuple, and is not known to be torn.
-    fn takes_as_it_is(&self, lba: u64, found: &Content, words: [u64; 2]) -> bool {
-        let checked = self.judge.check(lba, found.guard, words, || found.is_zero);
-        checked.is_err_and(|mismatch| mismatch.tag != Tag::Torn)
     }
 
     /// Returns the tuple that makes a sector what it is.

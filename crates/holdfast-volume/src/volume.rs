@@ -485,9 +485,7 @@ impl Volume {
         };
         let offset = lba * self.geometry.sector().bytes();
         let is_adopted = || self.adopted.iter().any(|range| range.contains(&offset));
-        checked.or_else(|mismatch| {
-            if mismatch.tag != Tag::Torn && is_adopted() { Ok(()) } else { Err(mismatch) }
-        })
+        checked.or_else(|mismatch| if is_adopted() { Ok(()) } else { Err(mismatch) })
     }
 
     /// Returns the words of the tuple of sector `lba`, of which `stored` are those that are stored.

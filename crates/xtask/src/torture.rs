@@ -21,7 +21,7 @@ const POLICIES: [&str; 2] = ["always", "lazy"];
 const COMBINATIONS: u64 = 12;
 
 /// So many requests cannot be without a sector that rots meanwhile.
-const REQUESTS_TO_ROT: u64 = 500;
+const REQUESTS_TO_ROT: u64 = 2_000;
 
 /// How much, and with which program.
 #[derive(Args, Clone, Debug)]
@@ -50,7 +50,7 @@ impl Options {
     }
 
     const fn amounts(&self) -> (u64, u64) {
-        if self.short { (9_600, 12) } else { (self.requests, self.restarts) }
+        if self.short { (24_000, 12) } else { (self.requests, self.restarts) }
     }
 }
 
