@@ -306,8 +306,8 @@ impl<D: BlockDevice> Server<D> {
             self.resume(key);
         }
         if self.context.queue.volume().has_news() {
-            // A flush stores them. A volume's queue is never full, and there is a next tick.
-            let _full = self.context.queue.submit(Bio::flush().with_user(HOUSEKEEPING));
+            // A flush stores them.
+            self.context.queue.start(Bio::flush().with_user(HOUSEKEEPING));
         }
     }
 

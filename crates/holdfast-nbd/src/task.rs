@@ -268,9 +268,7 @@ impl Tasks {
         self.held += bio.memory.buffer().map_or(0, Buffer::len);
         self.tasks[key].in_flight += 1;
         let user = to_u64(self.session) << 32 | to_u64(key);
-        if let Err(bio) = context.queue.submit(bio.with_user(user)) {
-            unreachable!("a volume's queue is never full: {bio:?}");
-        }
+        context.queue.start(bio.with_user(user));
     }
 
     /// Lets one run at a time be verified that is longer than a buffer. `false` while it is another.

@@ -74,9 +74,7 @@ impl<'q, D: BlockDevice> Resync<'q, D> {
             let buffer = buffer.expect("there is a buffer for each range in flight");
             let bio = Bio::new(Op::Repair, offset, len, Memory::Buffer(buffer)).with_leg(self.leg);
             self.in_flight += 1;
-            if let Err(bio) = self.queue.submit(bio) {
-                unreachable!("a volume's queue is never full: {bio:?}");
-            }
+            self.queue.start(bio);
         }
         if self.in_flight == 0 {
             return Ok(false);

@@ -118,6 +118,20 @@ impl<D: BlockDevice> Queue<D> {
         &self.volume
     }
 
+    /// Starts `bio`, as [`submit`](BlockDevice::submit) does: a queue of a volume is never full.
+    pub fn start(&mut self, bio: Bio) {
+        if let Err(error) = self.check(&bio) {
+            return self.ended.push(Ended { bio, result: Err(error) });
+        }
+        let is_flush = bio.op == Op::Flush;
+        let key = self.jobs.insert(Job::new(bio, self.volume.geometry()));
+        if is_flush {
+            self.join_flush(key);
+        } else {
+            self.proceed(key);
+        }
+    }
+
     /// Returns whether a queue of another thread has left something to be done here: reap before
     /// sleeping.
     pub fn has_notes(&self) -> bool {
@@ -553,17 +567,7 @@ impl<D: BlockDevice> BlockDevice for Queue<D> {
     }
 
     fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
-        if let Err(error) = self.check(&bio) {
-            self.ended.push(Ended { bio, result: Err(error) });
-            return Ok(());
-        }
-        let is_flush = bio.op == Op::Flush;
-        let key = self.jobs.insert(Job::new(bio, self.volume.geometry()));
-        if is_flush {
-            self.join_flush(key);
-        } else {
-            self.proceed(key);
-        }
+        self.start(bio);
         Ok(())
     }
 

@@ -58,9 +58,7 @@ impl Sweep {
             // A range is read again sector by sector, and only that is reported.
             bio.tentative = len > queue.limits().sector.bytes();
             self.in_flight += 1;
-            if let Err(bio) = queue.submit(bio) {
-                unreachable!("a volume's queue is never full: {bio:?}");
-            }
+            queue.start(bio);
         }
         Ok(())
     }

@@ -118,7 +118,7 @@ impl<'a> Reactor<'a> {
     /// Has the volume store what it remembers.
     fn flush(&mut self) -> anyhow::Result<()> {
         if self.queue.volume().has_news() {
-            submit(&mut self.queue, Bio::flush());
+            self.queue.start(Bio::flush());
             while self.ended.is_empty() {
                 self.reap()?;
             }
@@ -164,13 +164,6 @@ impl<'a> Reactor<'a> {
             self.queue.reap(&mut self.ended);
         }
         Ok(())
-    }
-}
-
-/// Submits a bio to a queue of a volume.
-fn submit(queue: &mut Queue<Device>, bio: Bio) {
-    if let Err(bio) = queue.submit(bio) {
-        unreachable!("a volume's queue is never full: {bio:?}");
     }
 }
 
