@@ -26,6 +26,7 @@ mod scrub;
 mod superblock;
 mod sync;
 mod volume;
+mod words;
 
 pub use client::Client;
 pub use error::VolumeError;

@@ -27,6 +27,7 @@ use self::marks::Marks;
 pub(crate) use self::marks::Oldest;
 use crate::geometry::{Geometry, TUPLE_BLOCK};
 use crate::inbox::Waiter;
+use crate::words::words_at;
 
 /// Records begin at multiples of this, and are padded to it with zeros. In bytes.
 pub(crate) const LOG_UNIT: usize = 64;
@@ -365,13 +366,7 @@ impl<'l> Record<'l> {
     }
 
     fn words_in(&self, tuples: &[u8], lba: u64) -> [u64; 2] {
-        let size = tuples.len() / self.count;
-        let mut words = [0; 2];
-        let tuple = &tuples[to_usize(lba - self.lba) * size..][..size];
-        for (word, bytes) in words.iter_mut().zip(tuple.as_chunks().0) {
-            *word = u64::from_be_bytes(*bytes);
-        }
-        words
+        words_at(tuples, tuples.len() / self.count / size_of::<u64>(), to_usize(lba - self.lba))
     }
 }
 

@@ -5,7 +5,7 @@
 //! what a sector was to be, but only that it was being written, its data are taken as they are.
 //! Everything here may be repeated: interrupted half-way, it is done again from the beginning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::ops::Range;
 
@@ -21,6 +21,7 @@ use crate::intents::Regions;
 use crate::judge::Judge;
 use crate::log::{self, LOG_UNIT, Record};
 use crate::raw::{device_error, sync_device, transfer, transfer_leg};
+use crate::words::{put_words, words_at};
 
 /// What came of opening a volume that was not closed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -162,7 +163,9 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
         let group = records[0].lba / to_u64(self.geometry.sectors_of_group());
         let Some(mut block) = self.read_tuples(group) else {
             let named = records.iter().flat_map(|it| it.lba..it.lba + to_u64(it.count));
-            return self.give_up(named.collect());
+            // Nothing can be found out of them.
+            self.report.unreadable.extend(named.collect::<BTreeSet<_>>());
+            return Ok(());
         };
         let (flushed, unflushed) = records.split_at(first_unflushed);
         let first_lba = group * to_u64(self.geometry.sectors_of_group());
@@ -196,14 +199,6 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
             }
         }
         self.store_tuples(group, block)
-    }
-
-    /// Says that nothing can be found out of these sectors.
-    fn give_up(&mut self, mut lbas: Vec<u64>) -> Result<(), VolumeError> {
-        lbas.sort_unstable();
-        lbas.dedup();
-        self.report.unreadable.extend(lbas);
-        Ok(())
     }
 
     fn choose(
@@ -294,7 +289,8 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
         let (sector, group) = (self.geometry.sector(), self.geometry.group_of(from));
         let (mut lba, end) = (sector.count(from), sector.count(to));
         let Some(mut block) = self.read_tuples(group) else {
-            return self.give_up((lba..end).collect());
+            self.report.unreadable.extend(lba..end);
+            return Ok(());
         };
         while lba < end {
             let count = to_usize(end - lba).min(BUFFER_MAX / sector.len());
@@ -542,21 +538,11 @@ struct TupleBlock {
 
 impl TupleBlock {
     fn words(&self, index: usize) -> [u64; 2] {
-        let len = self.tuple_words * 8;
-        let mut words = [0; 2];
-        let bytes = &self.buffer.as_slice()[index * len..][..len];
-        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
-            *word = u64::from_be_bytes(*bytes);
-        }
-        words
+        words_at(self.buffer.as_slice(), self.tuple_words, index)
     }
 
     fn set_words(&mut self, index: usize, words: [u64; 2]) {
-        let len = self.tuple_words * 8;
-        let bytes = &mut self.buffer.as_mut_slice()[index * len..][..len];
-        for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
-            *bytes = word.to_be_bytes();
-        }
+        put_words(self.buffer.as_mut_slice(), self.tuple_words, index, words);
         self.changed = true;
     }
 }

@@ -16,6 +16,7 @@ use super::job::{Edge, Part, Place, Step, Token};
 use super::read::is_zero;
 use crate::cache::Way;
 use crate::geometry::TUPLE_BLOCK;
+use crate::words::{put_words, words_at};
 
 /// Room for one copy in the buffer, of a sector or a tuple block.
 const SLOT: usize = 4096;
@@ -227,12 +228,13 @@ impl<D: BlockDevice> Queue<D> {
         }
         heal.rewrite = true;
         heal.blocks = heal.legs_read().map(|leg| block(leg).to_vec()).collect();
-        let size = self.volume.geometry().tuple_words() * 8;
-        let differs = |index: &usize| {
-            let tuple = |block: &Vec<u8>| block[index * size..][..size].to_vec();
-            heal.blocks.iter().any(|other| tuple(other) != tuple(&heal.blocks[0]))
+        let geometry = self.volume.geometry();
+        let tuple = |block: &Vec<u8>, index| words_at(block, geometry.tuple_words(), index);
+        let differs = |&index: &usize| {
+            let first = tuple(&heal.blocks[0], index);
+            heal.blocks.iter().any(|other| tuple(other, index) != first)
         };
-        heal.sectors = (0..TUPLE_BLOCK / size).rev().filter(differs).collect();
+        heal.sectors = (0..geometry.sectors_of_group()).rev().filter(differs).collect();
         heal.restart(Phase::Data);
         self.begin_sector(key, buffer);
     }
@@ -246,8 +248,7 @@ impl<D: BlockDevice> Queue<D> {
             return self.go_on_healing(key, buffer);
         }
         // Behind the end of the disk there are no sectors, and the tuples are zeros.
-        let size = TUPLE_BLOCK / self.volume.geometry().sectors_of_group();
-        heal.blocks[0][index * size..][..size].fill(0);
+        put_words(&mut heal.blocks[0], self.volume.geometry().tuple_words(), index, [0, 0]);
         heal.sectors.pop();
         self.begin_sector(key, buffer);
     }
@@ -262,12 +263,13 @@ impl<D: BlockDevice> Queue<D> {
     /// Looks for a copy that is intact.
     fn judge_copies(&mut self, key: usize, buffer: Buffer) {
         let job = &self.jobs[key];
+        let tuple_words = self.volume.geometry().tuple_words();
         let heal = job.heal.as_ref().expect("the job is healing");
         let index = *heal.sectors.last().expect("there is a present sector");
         let lba = job.group * to_u64(self.volume.geometry().sectors_of_group()) + to_u64(index);
         let mut tuples: Vec<_> = match heal.purpose {
             Purpose::Fill(_) => {
-                heal.blocks.iter().map(|block| self.words_in(block, index)).collect()
+                heal.blocks.iter().map(|block| words_at(block, tuple_words, index)).collect()
             }
             _ => vec![self.volume.cache.tuple(job.way(), index)],
         };
@@ -296,25 +298,14 @@ impl<D: BlockDevice> Queue<D> {
         }
         self.deliver(key, index, copy(intact));
         let read_only = self.volume.is_read_only();
-        let words_len = self.volume.geometry().tuple_words() * 8;
         let heal = self.jobs[key].heal.as_mut().expect("the job is healing");
         if let Some(block) = heal.blocks.first_mut() {
-            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
-            block[index * words_len..][..words_len].copy_from_slice(&bytes[..words_len]);
+            put_words(block, tuple_words, index, words);
         }
         heal.intact = intact;
         heal.bad = if read_only { 0 } else { bad };
         heal.phase = Phase::Write;
         self.write_intact(key, buffer);
-    }
-
-    fn words_in(&self, block: &[u8], index: usize) -> [u64; 2] {
-        let size = self.volume.geometry().tuple_words() * 8;
-        let mut words = [0; 2];
-        for (word, bytes) in words.iter_mut().zip(block[index * size..][..size].as_chunks().0) {
-            *word = u64::from_be_bytes(*bytes);
-        }
-        words
     }
 
     /// Puts the intact bytes of a sector where the job wants them.

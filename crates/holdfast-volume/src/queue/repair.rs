@@ -30,8 +30,6 @@ pub(super) struct Repair {
     phase: Phase,
     /// The sectors of the group that are bad on some leg.
     bad: Vec<usize>,
-    /// What could not be healed.
-    result: Result<(), Error>,
 }
 
 impl Repair {
@@ -60,7 +58,7 @@ impl<D: BlockDevice> Queue<D> {
             Some(leg) if is_unwritten => Phase::ClearData(leg),
             Some(_) => Phase::Fetch,
         };
-        job.repair = Some(Box::new(Repair { phase, bad: Vec::new(), result: Ok(()) }));
+        job.repair = Some(Box::new(Repair { phase, bad: Vec::new() }));
         if matches!(phase, Phase::ClearData(_)) {
             self.clear_leg(key, Op::Discard);
             return false;
@@ -113,7 +111,6 @@ impl<D: BlockDevice> Queue<D> {
     pub(super) fn repair_healed(&mut self, key: usize, result: Result<(), Error>) {
         let leg = self.jobs[key].bio.leg;
         let repair = self.repair(key);
-        repair.result = result;
         match leg {
             None => self.finish(key, result),
             Some(leg) => {
