@@ -99,7 +99,7 @@ fn read_copy_of<D: BlockDevice>(
     Ok(Superblock::parse(bytes))
 }
 
-/// Writes both copies, so that each is newer than those before.
+/// Writes both copies, durably, so that each is newer than those before.
 pub(crate) fn rewrite_superblock<D: BlockDevice>(
     device: &mut D,
     superblock: &mut Superblock,
@@ -107,7 +107,7 @@ pub(crate) fn rewrite_superblock<D: BlockDevice>(
     for copy in [0, 1] {
         superblock.sequence += 1;
         write_superblock(device, superblock, copy)?;
-        // The first must be whole before the second may be torn.
+        // The first must be whole before the second may be torn, and the second at the end.
         sync_device(device)?;
     }
     Ok(())

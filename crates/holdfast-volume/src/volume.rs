@@ -247,7 +247,6 @@ impl Volume {
                 tracing::warn!("{} was replaced from the other: {error}", copy_name(*copy));
             }
             rewrite_superblock(device, &mut superblock)?;
-            sync_device(device)?;
         }
         let Recovered { report, tuples: settled, adopted } = recovered;
         let volume = Self::assemble(superblock, options, judge);
@@ -309,8 +308,7 @@ impl Volume {
         superblock.clean = true;
         superblock.log_epoch = None;
         (superblock.durability, superblock.boot) = (None, [0; 16]);
-        rewrite_superblock(device, &mut superblock)?;
-        sync_device(device)
+        rewrite_superblock(device, &mut superblock)
     }
 
     /// Stores the tuples that are newer than the stored ones, and makes them durable.
