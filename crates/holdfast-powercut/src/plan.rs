@@ -9,10 +9,6 @@ use holdfast_sim::{Faults, Random};
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_volume::{CreateOptions, Durability};
 
-/// All that a volume may have, in the order of the table.
-pub(crate) const DURABILITIES: [Durability; 3] =
-    [Durability::Full, Durability::Bitmap, Durability::None];
-
 /// In which way requests come to the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Path {
@@ -97,7 +93,7 @@ impl Plan {
             to_usize(index)
         };
         let mut rest = seed;
-        let durability = DURABILITIES[turn(&mut rest, 3)];
+        let durability = Durability::ALL[turn(&mut rest, 3)];
         let guard = GuardKind::ALL[turn(&mut rest, 3)];
         let sector = [BlockSize::SECTOR, BlockSize::PAGE][turn(&mut rest, 2)];
         let trouble = match random.below(8) {

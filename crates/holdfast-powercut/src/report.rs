@@ -4,8 +4,6 @@ use std::fmt;
 
 use holdfast_volume::Durability;
 
-use crate::plan::DURABILITIES;
-
 /// What was done, and what was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -65,13 +63,13 @@ impl Counts {
 /// The sums of many runs, for each durability.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
-    rows: [Counts; DURABILITIES.len()],
+    rows: [Counts; Durability::ALL.len()],
 }
 
 impl Table {
     /// Adds what came out of a run.
     pub fn add(&mut self, durability: Durability, counts: &Counts) {
-        let row = DURABILITIES.iter().position(|one| *one == durability);
+        let row = Durability::ALL.iter().position(|one| *one == durability);
         self.rows[row.expect("all are in the list")].add(counts);
     }
 }
@@ -101,7 +99,7 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<10}", "durability")?;
         COLUMNS.iter().try_for_each(|(name, width, _)| write!(f, " {name:>width$}"))?;
-        for (durability, counts) in DURABILITIES.iter().zip(&self.rows) {
+        for (durability, counts) in Durability::ALL.iter().zip(&self.rows) {
             write!(f, "\n{:<10}", durability.name())?;
             COLUMNS.iter().try_for_each(|(_, width, of)| write!(f, " {:>width$}", of(counts)))?;
         }

@@ -20,6 +20,9 @@ pub enum Durability {
 }
 
 impl Durability {
+    /// All that there are.
+    pub const ALL: [Self; 3] = [Self::Full, Self::Bitmap, Self::None];
+
     /// Returns the name that options and reports use.
     pub const fn name(self) -> &'static str {
         match self {
@@ -37,13 +40,8 @@ impl Durability {
         }
     }
 
-    pub(super) const fn from_code(code: u32) -> Option<Self> {
-        match code {
-            1 => Some(Self::Full),
-            2 => Some(Self::Bitmap),
-            3 => Some(Self::None),
-            _ => None,
-        }
+    pub(super) fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|durability| durability.code() == code)
     }
 }
 
@@ -51,8 +49,8 @@ impl FromStr for Durability {
     type Err = UnknownDurability;
 
     fn from_str(text: &str) -> Result<Self, UnknownDurability> {
-        let known = [Self::Full, Self::Bitmap, Self::None];
-        known.into_iter().find(|durability| durability.name() == text).ok_or(UnknownDurability)
+        let named = Self::ALL.into_iter().find(|durability| durability.name() == text);
+        named.ok_or(UnknownDurability)
     }
 }
 
