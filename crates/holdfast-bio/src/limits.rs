@@ -1,6 +1,7 @@
 //! What a device asks of those who submit to it.
 
 use holdfast_checksum::GuardKind;
+use holdfast_iov::BUFFER_MAX;
 use holdfast_units::{BlockSize, to_u64, to_usize};
 
 use crate::Error;
@@ -39,6 +40,22 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Returns the limits of a device of `capacity` bytes that takes any sectors of 512 bytes, and as many at
+    /// a time as fit into the largest buffer.
+    pub const fn of_sectors(capacity: u64) -> Self {
+        Self {
+            capacity,
+            sector: BlockSize::SECTOR,
+            granularity: BlockSize::SECTOR,
+            memory_alignment: BlockSize::SECTOR,
+            bytes_max: BUFFER_MAX,
+            boundary: None,
+            stable_pages: false,
+            guards: None,
+            read_only: false,
+        }
+    }
+
     /// Returns how many of the `len` bytes at `offset` may go into one bio of at most `bytes_max`:
     /// all, or as many as end at a sector.
     pub fn first_chunk(&self, offset: u64, len: u64, bytes_max: usize) -> u64 {

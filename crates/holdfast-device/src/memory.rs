@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
-use holdfast_iov::{BUFFER_MAX, Memory};
-use holdfast_units::{BlockSize, to_u64, to_usize};
+use holdfast_iov::Memory;
+use holdfast_units::{BlockSize, to_usize};
 
 const PAGE: usize = 4096;
 type Page = Box<[u8; PAGE]>;
@@ -89,7 +89,7 @@ impl MemoryDevice {
 
     fn read(&self, offset: u64, target: &mut [u8]) {
         let pages = self.pages();
-        for (page, at, piece) in pieces(offset, target.len()) {
+        for (page, at, piece) in BlockSize::PAGE.pieces(offset, target.len()) {
             let target = &mut target[piece.clone()];
             match pages.get(&page) {
                 Some(page) => target.copy_from_slice(&page[at..][..piece.len()]),
@@ -100,7 +100,7 @@ impl MemoryDevice {
 
     fn write(&self, offset: u64, source: &[u8]) {
         let mut pages = self.pages();
-        for (page, at, piece) in pieces(offset, source.len()) {
+        for (page, at, piece) in BlockSize::PAGE.pieces(offset, source.len()) {
             let page = pages.entry(page).or_insert_with(new_page);
             page[at..][..piece.len()].copy_from_slice(&source[piece]);
         }
@@ -108,7 +108,7 @@ impl MemoryDevice {
 
     fn discard(&self, offset: u64, len: u64) {
         let mut pages = self.pages();
-        for (page, at, piece) in pieces(offset, to_usize(len)) {
+        for (page, at, piece) in BlockSize::PAGE.pieces(offset, to_usize(len)) {
             if piece.len() == PAGE {
                 pages.remove(&page);
             } else if let Some(page) = pages.get_mut(&page) {
@@ -128,31 +128,9 @@ fn new_page() -> Page {
     Box::new([0; PAGE])
 }
 
-/// Cuts a range at pages: the page, the place in it, and the place in the memory.
-fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let at = offset + to_u64(done);
-        let in_page = to_usize(BlockSize::PAGE.offset_in(at));
-        let piece = done..len.min(done + PAGE - in_page);
-        done = piece.end;
-        (!piece.is_empty()).then_some((BlockSize::PAGE.count(at), in_page, piece))
-    })
-}
-
 impl BlockDevice for MemoryDevice {
     fn limits(&self) -> Limits {
-        Limits {
-            capacity: self.capacity,
-            sector: BlockSize::SECTOR,
-            granularity: BlockSize::SECTOR,
-            memory_alignment: BlockSize::SECTOR,
-            bytes_max: BUFFER_MAX,
-            boundary: None,
-            stable_pages: false,
-            guards: None,
-            read_only: false,
-        }
+        Limits::of_sectors(self.capacity)
     }
 
     fn submit(&mut self, mut bio: Bio) -> Result<(), Bio> {

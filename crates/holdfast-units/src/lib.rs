@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), no_std)]
 
 use core::fmt;
+use core::ops::Range;
 
 const _: () = assert!(size_of::<usize>() == size_of::<u64>(), "holdfast needs a 64-bit machine");
 
@@ -86,6 +87,25 @@ impl BlockSize {
     }
 }
 
+impl BlockSize {
+    /// Cuts the `len` bytes at `offset` at blocks. Returns of each piece the index of its block, how far it
+    /// lies behind the beginning of that, and which of the bytes it has.
+    pub fn pieces(
+        self,
+        offset: u64,
+        len: usize,
+    ) -> impl Iterator<Item = (u64, usize, Range<usize>)> {
+        let mut done = 0;
+        core::iter::from_fn(move || {
+            let at = offset + to_u64(done);
+            let in_block = to_usize(self.offset_in(at));
+            let piece = done..len.min(done + self.len() - in_block);
+            done = piece.end;
+            (!piece.is_empty()).then_some((self.count(at), in_block, piece))
+        })
+    }
+}
+
 impl fmt::Debug for BlockSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "BlockSize({})", self.bytes())
@@ -111,6 +131,16 @@ mod tests {
     #[test]
     fn aligning_up_past_the_last_block_is_none() {
         assert_eq!(BlockSize::PAGE.align_up(u64::MAX - 4094), None);
+    }
+
+    #[test]
+    fn pieces_end_at_blocks_and_are_the_whole_range() {
+        let pieces: Vec<_> = BlockSize::SECTOR.pieces(1000, 1100).collect();
+        assert_eq!(
+            pieces,
+            [(1, 488, 0..24), (2, 0, 24..536), (3, 0, 536..1048), (4, 0, 1048..1100)]
+        );
+        assert_eq!(BlockSize::SECTOR.pieces(1000, 0).count(), 0);
     }
 
     #[test]

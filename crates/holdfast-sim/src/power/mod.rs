@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
-use holdfast_iov::{BUFFER_MAX, Memory};
-use holdfast_units::{BlockSize, to_u64, to_usize};
+use holdfast_iov::Memory;
+use holdfast_units::{to_u64, to_usize};
 
 use self::journal::{Change, Contents, Lie};
 pub use self::journal::{Journal, Replay};
@@ -229,17 +229,7 @@ fn read(pages: &Pages, bio: &mut Bio) {
 
 impl BlockDevice for PowerDevice {
     fn limits(&self) -> Limits {
-        Limits {
-            capacity: self.capacity,
-            sector: BlockSize::SECTOR,
-            granularity: BlockSize::SECTOR,
-            memory_alignment: BlockSize::SECTOR,
-            bytes_max: BUFFER_MAX,
-            boundary: None,
-            stable_pages: false,
-            guards: None,
-            read_only: false,
-        }
+        Limits::of_sectors(self.capacity)
     }
 
     fn submit(&mut self, mut bio: Bio) -> Result<(), Bio> {

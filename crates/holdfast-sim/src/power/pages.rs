@@ -1,6 +1,5 @@
 //! Sparse bytes. Nothing here knows what is durable.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use holdfast_units::{BlockSize, to_u64, to_usize};
@@ -21,9 +20,9 @@ impl Pages {
     }
 
     pub(super) fn read(&self, offset: u64, target: &mut [u8]) {
-        for (page, at, piece) in pieces(offset, target.len()) {
+        for (page, at, piece) in BlockSize::PAGE.pieces(offset, target.len()) {
             let target = &mut target[piece];
-            match &self.pages[page] {
+            match &self.pages[to_usize(page)] {
                 Some(page) => target.copy_from_slice(&page[at..][..target.len()]),
                 None => target.fill(0),
             }
@@ -31,22 +30,22 @@ impl Pages {
     }
 
     pub(super) fn write(&mut self, offset: u64, source: &[u8]) {
-        for (page, at, piece) in pieces(offset, source.len()) {
+        for (page, at, piece) in BlockSize::PAGE.pieces(offset, source.len()) {
             let source = &source[piece];
             match source.as_array() {
-                Some(whole) => self.pages[page] = Some(Arc::new(*whole)),
-                None => self.page_mut(page)[at..][..source.len()].copy_from_slice(source),
+                Some(whole) => self.pages[to_usize(page)] = Some(Arc::new(*whole)),
+                None => self.page_mut(to_usize(page))[at..][..source.len()].copy_from_slice(source),
             }
         }
     }
 
     /// Makes bytes zeros, and whole pages holes.
     pub(super) fn discard(&mut self, offset: u64, len: u64) {
-        for (page, at, piece) in pieces(offset, to_usize(len)) {
+        for (page, at, piece) in BlockSize::PAGE.pieces(offset, to_usize(len)) {
             if piece.len() == PAGE {
-                self.pages[page] = None;
-            } else if self.pages[page].is_some() {
-                self.page_mut(page)[at..][..piece.len()].fill(0);
+                self.pages[to_usize(page)] = None;
+            } else if self.pages[to_usize(page)].is_some() {
+                self.page_mut(to_usize(page))[at..][..piece.len()].fill(0);
             }
         }
     }
@@ -61,18 +60,6 @@ impl Pages {
     fn page_mut(&mut self, page: usize) -> &mut [u8; PAGE] {
         Arc::make_mut(self.pages[page].get_or_insert_with(|| Arc::new([0; PAGE])))
     }
-}
-
-/// Cuts a range at pages: the page, the place in it, and the place in the memory.
-fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let at = offset + to_u64(done);
-        let in_page = to_usize(BlockSize::PAGE.offset_in(at));
-        let piece = done..len.min(done + PAGE - in_page);
-        done = piece.end;
-        (!piece.is_empty()).then(|| (to_usize(BlockSize::PAGE.count(at)), in_page, piece))
-    })
 }
 
 #[cfg(test)]
