@@ -1,42 +1,21 @@
-//! What a run stores: every word of a unit says which write it is from, for which unit, and where in
-//! the unit it belongs.
+//! What a run stores: the words of the torture, which say which write a unit is from and where it
+//! belongs.
 //!
 //! The lowest bits of each word are free: a guest changes them while the write is in flight.
 
 use std::fmt;
 
-use holdfast_units::to_u64;
+use holdfast_torture::content::{self, BLOCK, FREE, Moment, Origin, SCRIBBLED_OF, WORD};
+use holdfast_units::{to_u64, to_usize};
 
 /// What is known is known of so many bytes at a time: no power cut tears them.
-pub(crate) const UNIT: usize = 512;
-const WORD: usize = 8;
-/// The free bits of a word, all in its first byte.
-pub(crate) const FREE: u8 = 0x0f;
-/// In a unit that is read into memory that changes, one of so many words, the last, is written to
-/// meanwhile and says nothing.
-pub(crate) const SCRIBBLED_OF: usize = 8;
-
-/// What words have, from the lowest bit: 4 free bits, 6 of the index in the unit, 20 of the unit, 26
-/// of the write, 8 that are never all zeros.
-const INDEX_AT: u32 = 4;
-const UNIT_AT: u32 = 10;
-const WRITE_AT: u32 = 30;
-const MARK_AT: u32 = 56;
-const MARK: u64 = 0xb7;
-
-/// Returns the first word of a unit, with free bits of 0.
-fn base(write: usize, unit: usize) -> u64 {
-    debug_assert!(write < 1 << (MARK_AT - WRITE_AT) && unit < 1 << (WRITE_AT - UNIT_AT));
-    MARK << MARK_AT | to_u64(write) << WRITE_AT | to_u64(unit) << UNIT_AT
-}
+pub(crate) const UNIT: usize = BLOCK;
 
 /// Fills whole units, of which the first is `unit`, with what `write` stores there.
 pub(crate) fn fill(bytes: &mut [u8], write: usize, unit: usize) {
+    let request = Moment::of_number(to_u64(write));
     for (bytes, unit) in bytes.chunks_exact_mut(UNIT).zip(unit..) {
-        let base = base(write, unit);
-        for (word, index) in bytes.as_chunks_mut::<WORD>().0.iter_mut().zip(0..) {
-            *word = (base | index << INDEX_AT).to_le_bytes();
-        }
+        Origin { request, block: to_u64(unit) }.fill(bytes);
     }
 }
 
@@ -44,7 +23,7 @@ pub(crate) fn fill(bytes: &mut [u8], write: usize, unit: usize) {
 pub(crate) fn changed(at: usize, free: u8) -> Option<u8> {
     let index = at % UNIT / WORD;
     // The first byte of a word has the lowest bits of its index behind the free bits.
-    let low = u8::try_from(index << INDEX_AT & 0xf0).ok()?;
+    let low = u8::try_from(index << FREE.count_ones() & 0xf0).ok()?;
     at.is_multiple_of(WORD).then_some(low | free & FREE)
 }
 
@@ -71,21 +50,12 @@ impl Found {
     /// Looks at a unit. Where `scribbled` says so, the last of each [`SCRIBBLED_OF`] words is not
     /// looked at.
     pub(crate) fn of(bytes: &[u8], unit: usize, scribbled: bool) -> Self {
-        let (words, _) = bytes.as_chunks::<WORD>();
-        let first = u64::from_le_bytes(words[0]);
-        let write = first >> WRITE_AT & ((1 << (MARK_AT - WRITE_AT)) - 1);
-        let write = holdfast_units::to_usize(write);
-        let (expected, mask) =
-            if first == 0 { (0, u64::MAX) } else { (base(write, unit), !u64::from(FREE)) };
-        let step = u64::from(first != 0) << INDEX_AT;
-        let is_right = words.iter().zip(0_u64..).all(|(word, index)| {
-            let is_checked = !scribbled || index % to_u64(SCRIBBLED_OF) != to_u64(SCRIBBLED_OF) - 1;
-            !is_checked || u64::from_le_bytes(*word) & mask == expected + index * step
-        });
-        match is_right {
-            true if first == 0 => Self::Zeros,
-            true => Self::Write(write),
-            false => Self::Foreign { word: first },
+        match content::Found::of(bytes, scribbled) {
+            content::Found::Zeros => Self::Zeros,
+            content::Found::Whole(origin) if origin.block == to_u64(unit) => {
+                Self::Write(to_usize(origin.request.number()))
+            }
+            _ => Self::Foreign { word: u64::from_le_bytes(bytes.as_chunks().0[0]) },
         }
     }
 }

@@ -6,19 +6,19 @@
 
 use std::fmt;
 
-use crate::model::Moment;
+pub use crate::model::Moment;
 
 /// The unit of what is known: a block of every Linux block interface, in bytes.
-pub(crate) const BLOCK: usize = 512;
+pub const BLOCK: usize = 512;
 /// The bytes of a word.
-pub(crate) const WORD: usize = 8;
+pub const WORD: usize = 8;
 /// The words of a block.
 pub(crate) const WORDS: usize = BLOCK / WORD;
 /// In a block that is read into memory that changes, one of so many words, the last, is written to
 /// meanwhile and says nothing.
-pub(crate) const SCRIBBLED_OF: usize = 8;
+pub const SCRIBBLED_OF: usize = 8;
 /// The free bits of a word, all in its first byte.
-pub(crate) const FREE: u8 = 0x0f;
+pub const FREE: u8 = 0x0f;
 
 /// What the words of a block have, from the lowest bit: 4 free bits, 6 of the index in the block, 20
 /// of the block, 26 of the request, 8 that are never all zeros.
@@ -33,12 +33,12 @@ pub(crate) const REQUESTS_MAX: u64 = 1 << (MARK_AT - REQUEST_AT);
 
 /// Which request wrote a block, and as which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Origin {
+pub struct Origin {
     /// When the request began, which names it.
-    pub(crate) request: Moment,
+    pub request: Moment,
     /// The block that the words name: the one that they are in, unless a page was written to several
     /// blocks at once.
-    pub(crate) block: u64,
+    pub block: u64,
 }
 
 impl Origin {
@@ -50,7 +50,7 @@ impl Origin {
     }
 
     /// Fills a block.
-    pub(crate) fn fill(self, block: &mut [u8]) {
+    pub fn fill(self, block: &mut [u8]) {
         let base = self.base();
         for (bytes, index) in block.chunks_exact_mut(WORD).zip(0..) {
             bytes.copy_from_slice(&(base | index << INDEX_AT).to_le_bytes());
@@ -74,7 +74,7 @@ impl fmt::Display for Origin {
 
 /// What a block is found to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub enum Found {
     /// Zeros.
     Zeros,
     /// All of what one request wrote.
@@ -93,7 +93,7 @@ pub(crate) enum Found {
 impl Found {
     /// Looks at a block. Where `scribbled` says so, the last of each [`SCRIBBLED_OF`] words is not
     /// looked at.
-    pub(crate) fn of(block: &[u8], scribbled: bool) -> Self {
+    pub fn of(block: &[u8], scribbled: bool) -> Self {
         let (words, _) = block.as_chunks::<WORD>();
         let word = |at: usize| u64::from_le_bytes(words[at]) & !u64::from(FREE);
         // Zeros have free bits as well when they are read, and those must be 0.

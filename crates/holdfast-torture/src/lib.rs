@@ -9,7 +9,7 @@
 
 mod arena;
 mod case;
-mod content;
+pub mod content;
 mod error;
 mod guest;
 mod host;

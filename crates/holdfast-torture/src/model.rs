@@ -19,7 +19,7 @@ use crate::content::{Found, Origin};
 
 /// When something happened: the number of an event. No two events have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Moment(u64);
+pub struct Moment(u64);
 
 impl Moment {
     /// Before everything.
@@ -27,11 +27,13 @@ impl Moment {
     /// Not yet.
     pub(crate) const NEVER: Self = Self(u64::MAX);
 
-    pub(crate) const fn of_number(number: u64) -> Self {
+    /// Returns the moment of an event.
+    pub const fn of_number(number: u64) -> Self {
         Self(number)
     }
 
-    pub(crate) const fn number(self) -> u64 {
+    /// Returns the number of the event.
+    pub const fn number(self) -> u64 {
         self.0
     }
 }

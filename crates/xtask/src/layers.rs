@@ -13,8 +13,8 @@ const ROWS: &[(u32, &[&str])] = &[
     (3, &["holdfast-integrity", "holdfast-device", "holdfast-sim", "holdfast-virtio-driver"]),
     (4, &["holdfast-mirror", "holdfast-volume"]),
     (7, &["holdfast-nbd", "holdfast-vhost-user-blk"]),
-    (8, &["holdfast-torture", "holdfast-powercut"]),
-    (9, &["holdfast", "xtask"]),
+    (8, &["holdfast-torture"]),
+    (9, &["holdfast", "holdfast-powercut", "xtask"]),
 ];
 
 /// Only tests may use these, and each other.
