@@ -69,15 +69,31 @@ enum Event {
     Ended(usize),
     /// It is on the medium.
     EndedDurable(usize),
-    /// The first so many changes that ended are on the medium.
-    Flushed(usize),
+    /// Of the first so many changes that ended, those to a disk are on the medium.
+    Flushed(usize, Disk),
     /// A flush did nothing, and said that it had.
     Lied(Lie),
+}
+
+/// A part of the medium with a cache of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Disk {
+    /// Where it begins, in bytes of the medium.
+    pub(super) start: u64,
+    /// How many bytes it has.
+    pub(super) len: u64,
+}
+
+impl Disk {
+    const fn has(&self, change: &Change) -> bool {
+        self.start <= change.offset && change.offset < self.start + self.len
+    }
 }
 
 /// A flush that did nothing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lie {
+    pub(super) disk: Disk,
     /// The position at which it was submitted.
     pub(super) submitted: usize,
     /// How many changes had ended then.
@@ -117,8 +133,8 @@ impl Journal {
         self.ended
     }
 
-    pub(super) fn flushed(&mut self, ended: usize) {
-        self.events.push(Event::Flushed(ended));
+    pub(super) fn flushed(&mut self, ended: usize, disk: Disk) {
+        self.events.push(Event::Flushed(ended, disk));
     }
 
     pub(super) fn lied(&mut self, lie: Lie) {
@@ -176,21 +192,18 @@ impl Journal {
     /// Returns where a flush was submitted that lied, if at `position` what it was to make durable
     /// still is not.
     pub fn doubtful_since(&self, position: usize) -> Option<usize> {
-        let mut doubt: Option<Lie> = None;
+        let mut lies: Vec<Lie> = Vec::new();
         for event in &self.events[..position] {
             match *event {
-                Event::Lied(lie) => {
-                    let submitted = doubt.map_or(lie.submitted, |first| first.submitted);
-                    doubt = Some(Lie { submitted, ..lie });
-                }
+                Event::Lied(lie) => lies.push(lie),
                 // One that was submitted before those who relied on the lie wrote more is enough.
-                Event::Flushed(ended) if doubt.is_some_and(|lie| ended >= lie.ended) => {
-                    doubt = None;
+                Event::Flushed(ended, disk) => {
+                    lies.retain(|lie| lie.disk != disk || lie.ended > ended);
                 }
                 _ => {}
             }
         }
-        doubt.map(|lie| lie.submitted)
+        lies.iter().map(|lie| lie.submitted).min()
     }
 
     /// Returns the medium as it was in the beginning, to go on from there.
@@ -267,7 +280,7 @@ impl Replay<'_> {
                 self.journal.changes[number].apply_all(&mut self.durable);
                 self.ended += 1;
             }
-            Event::Flushed(count) => self.flush(count),
+            Event::Flushed(count, disk) => self.flush(count, disk),
             Event::Lied(_) => {}
         }
         self.position += 1;
@@ -293,9 +306,12 @@ impl Replay<'_> {
         }
     }
 
-    /// Makes the first `count` changes that ended durable.
-    fn flush(&mut self, count: usize) {
-        let is_covered = |pending: &mut Pending| pending.ended.is_some_and(|order| order < count);
+    /// Makes what the first `count` changes that ended did to a disk durable.
+    fn flush(&mut self, count: usize, disk: Disk) {
+        let changes = &self.journal.changes;
+        let is_covered = |pending: &mut Pending| {
+            pending.ended.is_some_and(|order| order < count) && disk.has(&changes[pending.number])
+        };
         let mut covered: Vec<_> = self.pending.extract_if(.., is_covered).collect();
         covered.sort_unstable_by_key(|pending| pending.ended);
         for pending in covered {

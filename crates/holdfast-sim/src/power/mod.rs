@@ -10,7 +10,7 @@ use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
 use holdfast_iov::Memory;
 use holdfast_units::{to_u64, to_usize};
 
-use self::journal::{Change, Contents, Lie};
+use self::journal::{Change, Contents, Disk, Lie};
 pub use self::journal::{Journal, Replay};
 use self::pages::Pages;
 use crate::random::Random;
@@ -23,10 +23,12 @@ use crate::random::Random;
 /// are as writing. The journal of all that keeps what a cut at any moment may leave.
 ///
 /// The bytes of a write are those that its memory held when it was submitted.
+///
+/// A medium may be several disks, each with a cache of its own, that lose their power together.
 #[derive(Debug)]
 pub struct PowerDevice {
     medium: Arc<Mutex<Medium>>,
-    capacity: u64,
+    disk: Disk,
     late_percent: u8,
     random: Random,
     flights: Vec<Flight>,
@@ -35,6 +37,7 @@ pub struct PowerDevice {
 /// What all queues share.
 #[derive(Debug)]
 struct Medium {
+    capacity: u64,
     /// What is read: everything that ended.
     view: Pages,
     journal: Journal,
@@ -71,9 +74,10 @@ impl PowerDevice {
 
     fn over(pages: Pages, capacity: u64) -> Self {
         let (view, journal) = (pages.clone(), Journal::new(pages));
-        let medium = Medium { view, journal, flushes: 0, lies: BTreeSet::new() };
+        let medium = Medium { capacity, view, journal, flushes: 0, lies: BTreeSet::new() };
         let medium = Arc::new(Mutex::new(medium));
-        Self { medium, capacity, late_percent: 0, random: Random::new(0), flights: Vec::new() }
+        let disk = Disk { start: 0, len: capacity };
+        Self { medium, disk, late_percent: 0, random: Random::new(0), flights: Vec::new() }
     }
 
     /// Opens another queue of the same medium. When a queue is reaped, `late_percent` of 100 bios
@@ -81,7 +85,22 @@ impl PowerDevice {
     #[must_use]
     pub fn queue(&self, late_percent: u8, seed: u64) -> Self {
         let (medium, random) = (Arc::clone(&self.medium), Random::new(seed));
-        Self { medium, capacity: self.capacity, late_percent, random, flights: Vec::new() }
+        Self { medium, disk: self.disk, late_percent, random, flights: Vec::new() }
+    }
+
+    /// Opens a queue of one disk of the medium: of those that have `len` bytes each, the one of this
+    /// number. A flush of it makes nothing durable on the others.
+    ///
+    /// # Panics
+    ///
+    /// When there are not so many.
+    #[must_use]
+    pub fn disk(&self, number: usize, len: u64) -> Self {
+        let start = to_u64(number) * len;
+        assert!(start + len <= self.medium().capacity, "there are fewer disks");
+        let mut disk = self.queue(0, 0);
+        disk.disk = Disk { start, len };
+        disk
     }
 
     /// Lets the flush of this number, from 0 over all queues, report success and do nothing.
@@ -98,15 +117,15 @@ impl PowerDevice {
     pub fn corrupt(&self, offset: u64, bits: u8) {
         let mut medium = self.medium();
         assert!(medium.journal.is_empty(), "the journal says how the medium was in the beginning");
-        let mut byte = [0];
-        medium.view.read(offset, &mut byte);
-        medium.view.write(offset, &[byte[0] ^ bits]);
+        let (mut byte, at) = ([0], self.disk.start + offset);
+        medium.view.read(at, &mut byte);
+        medium.view.write(at, &[byte[0] ^ bits]);
         medium.journal = Journal::new(medium.view.clone());
     }
 
     /// Reads what is in the cache.
     pub fn peek(&self, offset: u64, target: &mut [u8]) {
-        self.medium().view.read(offset, target);
+        self.medium().view.read(self.disk.start + offset, target);
     }
 
     /// Returns how many events the journal has.
@@ -119,24 +138,25 @@ impl PowerDevice {
         self.medium().journal.clone()
     }
 
-    /// Returns a new device with what a power cut leaves at the position of `replay`, which `seed`
+    /// Returns a new device, all disks of it, with what a power cut leaves at the position of `replay`, which `seed`
     /// determines: all that is durable, and of all else each 512 bytes or not, in any order.
     #[must_use]
     pub fn after_cut(&self, replay: &Replay<'_>, seed: u64) -> Self {
-        Self::over(replay.cut(&mut Random::new(seed)), self.capacity)
+        Self::over(replay.cut(&mut Random::new(seed)), self.medium().capacity)
     }
 
-    /// Returns a new device with what is read at the position of `replay` when only the process
+    /// Returns a new device, all disks of it, with what is read at the position of `replay` when only the process
     /// ended: all that had ended, and of what was in flight each 512 bytes or not.
     #[must_use]
     pub fn after_kill(&self, replay: &Replay<'_>, seed: u64) -> Self {
-        Self::over(replay.kill(&mut Random::new(seed)), self.capacity)
+        Self::over(replay.kill(&mut Random::new(seed)), self.medium().capacity)
     }
 
-    /// Returns a new device with what is in the cache now, all of it durable.
+    /// Returns a new device, all disks of it, with what is in the cache now, all of it durable.
     #[must_use]
     pub fn settled(&self) -> Self {
-        Self::over(self.medium().view.clone(), self.capacity)
+        let medium = self.medium();
+        Self::over(medium.view.clone(), medium.capacity)
     }
 
     fn medium(&self) -> MutexGuard<'_, Medium> {
@@ -155,7 +175,7 @@ impl PowerDevice {
                 if self.random.chance(50) {
                     return Ok(Work::Read);
                 }
-                read(&self.medium().view, bio);
+                self.read(bio);
                 return Ok(Work::Nothing);
             }
             (Op::Write, Memory::Buffer(buffer)) => {
@@ -173,9 +193,10 @@ impl PowerDevice {
             (Op::Zero { keep: true, .. }, _) => Contents::Zeros,
             (Op::Zero { keep: false, .. } | Op::Discard, _) => Contents::Hole,
             (Op::Allocate, _) => return Ok(Work::Nothing),
-            (Op::Flush, _) => return Ok(self.medium().begin_flush()),
+            (Op::Flush, _) => return Ok(self.medium().begin_flush(self.disk)),
             (Op::Map | Op::Repair | Op::Read | Op::Write, _) => return Err(Error::Unsupported),
         };
+        let offset = self.disk.start + offset;
         Ok(Work::Change(self.medium().journal.begin(Change { offset, len, contents })))
     }
 
@@ -184,52 +205,52 @@ impl PowerDevice {
         let mut result = Ok(bio.len);
         match work {
             Work::Nothing => {}
-            Work::Read => read(&self.medium().view, &mut bio),
+            Work::Read => self.read(&mut bio),
             Work::Change(number) => {
                 let Medium { journal, view, .. } = &mut *self.medium();
                 journal.end(number, bio.fua, view);
             }
-            Work::Flush(ended) => self.medium().journal.flushed(ended),
+            Work::Flush(ended) => self.medium().journal.flushed(ended, self.disk),
             Work::Lie(lie) => self.medium().journal.lied(lie),
             Work::Fail(error) => result = Err(error),
         }
         Ended { bio, result }
     }
+
+    /// Moves what is stored into the memory of a bio.
+    fn read(&self, bio: &mut Bio) {
+        let len = to_usize(bio.len);
+        match &mut bio.memory {
+            Memory::Buffer(buffer) => {
+                self.peek(bio.offset, &mut buffer.as_mut_slice()[bio.start..][..len]);
+            }
+            Memory::Iov(iter) => {
+                let mut bytes = vec![0; len];
+                self.peek(bio.offset, &mut bytes);
+                let copied = iter.copy_in(&bytes);
+                iter.revert(copied);
+            }
+            Memory::None | Memory::Shared(_) => {}
+        }
+    }
 }
 
 impl Medium {
-    fn begin_flush(&mut self) -> Work {
+    fn begin_flush(&mut self, disk: Disk) -> Work {
         let number = self.flushes;
         self.flushes += 1;
         let (ended, submitted) = (self.journal.ended(), self.journal.len());
         if self.lies.contains(&number) {
-            Work::Lie(Lie { submitted, ended })
+            Work::Lie(Lie { disk, submitted, ended })
         } else {
             Work::Flush(ended)
         }
     }
 }
 
-/// Moves what is stored into the memory of a bio.
-fn read(pages: &Pages, bio: &mut Bio) {
-    let len = to_usize(bio.len);
-    match &mut bio.memory {
-        Memory::Buffer(buffer) => {
-            pages.read(bio.offset, &mut buffer.as_mut_slice()[bio.start..][..len]);
-        }
-        Memory::Iov(iter) => {
-            let mut bytes = vec![0; len];
-            pages.read(bio.offset, &mut bytes);
-            let copied = iter.copy_in(&bytes);
-            iter.revert(copied);
-        }
-        Memory::None | Memory::Shared(_) => {}
-    }
-}
-
 impl BlockDevice for PowerDevice {
     fn limits(&self) -> Limits {
-        Limits::of_sectors(self.capacity)
+        Limits::of_sectors(self.disk.len)
     }
 
     fn submit(&mut self, mut bio: Bio) -> Result<(), Bio> {
@@ -259,7 +280,9 @@ impl BlockDevice for PowerDevice {
     fn wait(&mut self) {}
 
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
-        Ok(self.medium().view.data_after(offset))
+        let Disk { start, len } = self.disk;
+        let data = self.medium().view.data_after(start + offset).map(|data| data - start);
+        Ok(data.filter(|&data| data < len))
     }
 }
 

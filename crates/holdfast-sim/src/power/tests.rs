@@ -243,3 +243,44 @@ fn a_range_past_the_end_is_refused() {
     let found = device.run(Bio::new(Op::Discard, 4096, 512, Memory::None)).result;
     assert_eq!(found, Err(Error::Range { offset: 4096, len: 512 }));
 }
+
+#[test]
+fn disks_of_one_medium_have_caches_of_their_own() {
+    let half = CAPACITY / 2;
+    let whole = PowerDevice::new(CAPACITY);
+    let [mut first, mut second] = [0, 1].map(|number| whole.disk(number, half));
+    assert_eq!(first.limits().capacity, half);
+    for (disk, byte) in [(&mut first, 1), (&mut second, 2)] {
+        write(disk, 0, LEN, byte, false);
+        reap(disk);
+    }
+    flush(&mut first);
+    let (journal, position) = (whole.journal(), whole.position());
+    let mut replay = journal.replay();
+    replay.advance_to(position);
+    let mut lost = 0;
+    for seed in 0..SEEDS {
+        let cut = whole.after_cut(&replay, seed);
+        assert_eq!(units(&cut.disk(0, half)), [1; LEN / 512]);
+        lost += usize::from(units(&cut.disk(1, half)).contains(&0));
+    }
+    assert!(lost > 0, "what was flushed elsewhere was durable");
+    assert_eq!(units(&second), [2; LEN / 512]);
+    assert_eq!((first.data_after(0), first.data_after(65536)), (Ok(Some(0)), Ok(None)));
+}
+
+#[test]
+fn a_lie_of_one_disk_is_in_doubt_until_that_disk_flushes() {
+    let whole = PowerDevice::new(CAPACITY);
+    let [mut first, mut second] = [0, 1].map(|number| whole.disk(number, CAPACITY / 2));
+    whole.lie(0);
+    write(&mut first, 0, LEN, 1, false);
+    reap(&mut first);
+    let submitted = whole.position();
+    flush(&mut first);
+    flush(&mut second);
+    let doubt = |whole: &PowerDevice| whole.journal().doubtful_since(whole.position());
+    assert_eq!(doubt(&whole), Some(submitted));
+    flush(&mut first);
+    assert_eq!(doubt(&whole), None);
+}
