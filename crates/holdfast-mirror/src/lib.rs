@@ -9,6 +9,7 @@
 
 mod assemble;
 mod device;
+mod disk;
 mod error;
 mod medium;
 mod mirror;
@@ -17,6 +18,7 @@ mod regions;
 
 pub use assemble::{Legs, assemble, utc};
 pub use device::MirrorDevice;
+pub use disk::Disk;
 pub use error::MirrorError;
 pub use medium::{Medium, read_record};
 pub use mirror::{LegInfo, Mirror, Missed};

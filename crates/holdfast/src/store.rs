@@ -8,11 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits};
 use holdfast_device::{Access, Backing, FileDevice, OpenError};
-use holdfast_iov::Region;
-use holdfast_mirror::{LEGS_MAX, Mirror, MirrorDevice, MirrorError, assemble, read_record};
+use holdfast_mirror::{Disk, LEGS_MAX, Mirror, MirrorDevice, MirrorError, assemble, read_record};
 use holdfast_ring::SharedRing;
+
+/// A queue of a store.
+pub(crate) type Device = Disk<FileDevice>;
 
 /// What a volume is stored on.
 #[derive(Debug)]
@@ -106,20 +107,19 @@ impl Store {
     /// Opens a queue on a ring.
     pub(crate) fn device(&self, ring: &SharedRing) -> io::Result<Device> {
         let Some(legs) = &self.mirror else {
-            return FileDevice::new(&self.named, ring)
-                .map(|device| Device::Plain(Box::new(device)));
+            return FileDevice::new(&self.named, ring).map(|device| Disk::Plain(Box::new(device)));
         };
         let (backings, ring) = (Arc::clone(&legs.backings), Rc::clone(ring));
         let open = move |leg: usize| {
             let backing = lock(&backings)[leg].clone();
             backing.map(|backing| FileDevice::new(&backing, &ring)).transpose()
         };
-        MirrorDevice::new(&legs.mirror, open).map(|device| Device::Mirror(Box::new(device)))
+        MirrorDevice::new(&legs.mirror, open).map(|device| Disk::Mirror(Box::new(device)))
     }
 
     /// Copies the first `bytes` as they are to a leg that is being resynced.
     pub(crate) fn copy_to(&self, ring: &SharedRing, leg: u8, bytes: u64) -> anyhow::Result<()> {
-        if let Device::Mirror(mut device) = self.device(ring)? {
+        if let Disk::Mirror(mut device) = self.device(ring)? {
             device.copy_to(leg, bytes)?;
         }
         Ok(())
@@ -180,64 +180,6 @@ fn is_dead(pid: u32) -> bool {
         let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
         matches!(state, Some('Z' | 'X'))
     })
-}
-
-/// A queue of a store.
-#[derive(Debug)]
-pub(crate) enum Device {
-    Plain(Box<FileDevice>),
-    Mirror(Box<MirrorDevice<FileDevice>>),
-}
-
-impl BlockDevice for Device {
-    fn limits(&self) -> Limits {
-        match self {
-            Self::Plain(device) => device.limits(),
-            Self::Mirror(device) => device.limits(),
-        }
-    }
-
-    fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
-        match self {
-            Self::Plain(device) => device.submit(bio),
-            Self::Mirror(device) => device.submit(bio),
-        }
-    }
-
-    fn legs(&self) -> usize {
-        match self {
-            Self::Plain(device) => device.legs(),
-            Self::Mirror(device) => device.legs(),
-        }
-    }
-
-    fn reap(&mut self, ended: &mut Vec<Ended>) {
-        match self {
-            Self::Plain(device) => device.reap(ended),
-            Self::Mirror(device) => device.reap(ended),
-        }
-    }
-
-    fn wait(&mut self) {
-        match self {
-            Self::Plain(device) => device.wait(),
-            Self::Mirror(device) => device.wait(),
-        }
-    }
-
-    fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
-        match self {
-            Self::Plain(device) => device.data_after(offset),
-            Self::Mirror(device) => device.data_after(offset),
-        }
-    }
-
-    fn map(&self, offset: u64, len: usize) -> Result<Option<Region>, Error> {
-        match self {
-            Self::Plain(device) => device.map(offset, len),
-            Self::Mirror(device) => device.map(offset, len),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,66 @@
+//! One device, or a mirror of several: whoever opens a volume finds out which.
+
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits};
+use holdfast_iov::Region;
+
+use crate::device::MirrorDevice;
+
+/// A queue of what may be a mirror.
+#[derive(Debug)]
+pub enum Disk<D> {
+    /// One device alone.
+    Plain(Box<D>),
+    /// Several, each of which holds all.
+    Mirror(Box<MirrorDevice<D>>),
+}
+
+impl<D: BlockDevice> BlockDevice for Disk<D> {
+    fn limits(&self) -> Limits {
+        match self {
+            Self::Plain(device) => device.limits(),
+            Self::Mirror(device) => device.limits(),
+        }
+    }
+
+    fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
+        match self {
+            Self::Plain(device) => device.submit(bio),
+            Self::Mirror(device) => device.submit(bio),
+        }
+    }
+
+    fn legs(&self) -> usize {
+        match self {
+            Self::Plain(device) => device.legs(),
+            Self::Mirror(device) => device.legs(),
+        }
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended>) {
+        match self {
+            Self::Plain(device) => device.reap(ended),
+            Self::Mirror(device) => device.reap(ended),
+        }
+    }
+
+    fn wait(&mut self) {
+        match self {
+            Self::Plain(device) => device.wait(),
+            Self::Mirror(device) => device.wait(),
+        }
+    }
+
+    fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
+        match self {
+            Self::Plain(device) => device.data_after(offset),
+            Self::Mirror(device) => device.data_after(offset),
+        }
+    }
+
+    fn map(&self, offset: u64, len: usize) -> Result<Option<Region>, Error> {
+        match self {
+            Self::Plain(device) => device.map(offset, len),
+            Self::Mirror(device) => device.map(offset, len),
+        }
+    }
+}
