@@ -357,11 +357,52 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
         self.judge.check(lba, found.guard, words, || found.is_zero).is_ok()
     }
 
-    /// Reads the tuples of a group. `None` when they cannot be read.
+    /// Reads the tuples of a group from all legs. Where they differ, that one counts which the data of
+    /// some leg match: a leg whose tuples have rotted must not get the others to have the same. `None`
+    /// when none can be read.
     fn read_tuples(&mut self, group: u64) -> Option<TupleBlock> {
-        let (at, buffer) = (self.geometry.tuples_at(group), self.buffer(TUPLE_BLOCK));
-        let buffer = transfer(self.device, Op::Read, at, buffer, TUPLE_BLOCK).ok()?;
-        Some(TupleBlock { buffer, tuple_words: self.geometry.tuple_words(), changed: false })
+        let (at, tuple_words) = (self.geometry.tuples_at(group), self.geometry.tuple_words());
+        let mut found: Option<TupleBlock> = None;
+        let mut others: Vec<Vec<u8>> = Vec::new();
+        for leg in self.legs.clone() {
+            let buffer = self.buffer(TUPLE_BLOCK);
+            let read = transfer_leg(self.device, Op::Read, at, buffer, TUPLE_BLOCK, leg);
+            match (read, &found) {
+                (Err(_), _) => {}
+                (Ok(buffer), None) => {
+                    found = Some(TupleBlock { buffer, tuple_words, changed: false });
+                }
+                (Ok(buffer), Some(_)) => others.push(buffer.as_slice()[..TUPLE_BLOCK].to_vec()),
+            }
+        }
+        let mut block = found?;
+        self.agree(group, &mut block, &others);
+        Some(block)
+    }
+
+    /// Takes from `others` the tuples that the data match and that the block has not.
+    fn agree(&mut self, group: u64, block: &mut TupleBlock, others: &[Vec<u8>]) {
+        let (in_group, sector) = (self.geometry.sectors_of_group(), self.geometry.sector());
+        let first_lba = group * to_u64(in_group);
+        let sectors = to_usize(sector.count(self.geometry.capacity()) - first_lba).min(in_group);
+        let tuple_words = block.tuple_words;
+        let of_others = |index| others.iter().map(move |other| words_at(other, tuple_words, index));
+        let differs = |index| of_others(index).any(|words| words != block.words(index));
+        let differing: Vec<bool> = (0..sectors).map(differs).collect();
+        for (first, count) in runs(&differing, 0, BUFFER_MAX / sector.len()) {
+            let copies = self.read_copies(first_lba + to_u64(first), count);
+            for (index, found) in (first..first + count).zip(copies) {
+                let lba = first_lba + to_u64(index);
+                let mut tuples: Vec<_> = of_others(index).chain([block.words(index)]).collect();
+                // A leg that has lost everything looks as if nothing had been written.
+                tuples.sort_by_key(|&words| words == [0, 0]);
+                let matches = |words: &&[u64; 2]| self.copy_that_matches(lba, &found, **words);
+                let right = tuples.iter().find(|words| matches(words).is_some());
+                if let Some(&words) = right {
+                    self.set(block, lba, words);
+                }
+            }
+        }
     }
 
     fn store_tuples(&mut self, group: u64, block: TupleBlock) -> Result<(), VolumeError> {
