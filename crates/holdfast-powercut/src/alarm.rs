@@ -12,6 +12,9 @@ pub(crate) enum Wrong {
     /// A volume cannot be opened.
     #[error("the volume does not open: {0}")]
     NotOpened(VolumeError),
+    /// The legs of a mirror cannot be used.
+    #[error("the mirror: {0}")]
+    Mirror(String),
     /// A volume cannot be closed.
     #[error("the volume does not close: {0}")]
     NotClosed(VolumeError),
@@ -54,6 +57,26 @@ pub(crate) enum Wrong {
         place: &'static str,
         /// What was read.
         found: String,
+    },
+    /// A sector of which one leg is corrupt was not read from another.
+    #[error("a flipped bit in the {place} of LBA {lba} of one leg was not healed: {error}")]
+    NotHealed {
+        /// The sector.
+        lba: u64,
+        /// Data or tuple.
+        place: &'static str,
+        /// What the volume said.
+        error: Error,
+    },
+    /// The legs of a mirror differ.
+    #[error("LBA {lba} differs between the legs {first} and {second}")]
+    Legs {
+        /// The sector.
+        lba: u64,
+        /// A leg.
+        first: usize,
+        /// Another.
+        second: usize,
     },
     /// A sector changed although nobody wrote it.
     #[error("LBA {lba} had {before} after the recovery, and has {after} now")]

@@ -9,7 +9,8 @@ use holdfast_volume::{Durability, Geometry};
 use crate::content::UNIT;
 use crate::judge::Judge;
 use crate::model::View;
-use crate::plan::Plan;
+use crate::plan::{Plan, Trouble};
+use crate::rig::leg_bytes;
 use crate::run::Run;
 
 /// Where a bit is flipped.
@@ -35,6 +36,8 @@ pub(crate) enum Duty {
     Find,
     /// That, or it has the right data, since the log has the tuple once more.
     FindOrMend,
+    /// It has the right data, since another leg has them.
+    Mend,
     /// Nothing: a torn sector looks the same.
     Nothing,
 }
@@ -68,7 +71,10 @@ impl Flip {
             Place::Data => (geometry.data_at(lba * plan.sector.bytes()), plan.sector.bytes()),
             Place::Tuple => tuple_at(&geometry, lba),
         };
-        image.corrupt(at + random.below(len), 1 << random.below(8));
+        let leg = to_usize(random.below(to_u64(plan.legs)));
+        image
+            .disk(leg, leg_bytes(plan).ok()?)
+            .corrupt(at + random.below(len), 1 << random.below(8));
         let is_clean = run.is_closed(position);
         let is_in_session = judge.is_in_session(judge.units_of(lba), position);
         let is_in_dirty_region = || judge.is_in_session(region_of(&geometry, lba), position);
@@ -78,6 +84,14 @@ impl Flip {
             (Durability::Full, _) => Duty::Find,
             (Durability::Bitmap, _) if !is_in_dirty_region() => Duty::Find,
             (Durability::Bitmap | Durability::None, _) => Duty::Nothing,
+        };
+        let duty = match duty {
+            // What was being written may be torn on the other legs, and a leg that fails is out.
+            Duty::Find if plan.legs > 1 && (is_in_session || plan.trouble != Trouble::None) => {
+                Duty::FindOrMend
+            }
+            Duty::Find if plan.legs > 1 => Duty::Mend,
+            duty => duty,
         };
         Some(Self { lba, place, duty })
     }

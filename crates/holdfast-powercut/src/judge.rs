@@ -17,6 +17,7 @@ use crate::flip::{Duty, Flip};
 use crate::model::View;
 use crate::plan::Plan;
 use crate::report::Counts;
+use crate::rig::{Device, Rig};
 use crate::run::{Run, no_memory, open};
 
 /// The most that is read at a time.
@@ -40,6 +41,30 @@ pub(crate) struct Image {
     /// How often the machine was booted.
     pub(crate) boot: u8,
     pub(crate) flips: Vec<Flip>,
+}
+
+/// The volume of an image.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    volume: Arc<Volume>,
+    rig: Rig,
+}
+
+impl Opened {
+    fn new(image: &Image, plan: &Plan, boot: u8) -> Result<Self, Wrong> {
+        let rig = Rig::open(&image.device, plan)?;
+        let volume = open(&mut rig.good_queue()?, plan, boot)?;
+        Ok(Self { volume, rig })
+    }
+
+    fn queue(&self) -> Result<Queue<Device>, Wrong> {
+        Queue::new(&self.volume, self.rig.good_queue()?, || {}).map_err(no_memory)
+    }
+
+    /// Returns where the data at an offset of the volume are on each leg, in bytes.
+    fn data_at(&self, offset: u64) -> u64 {
+        self.volume.geometry().data_at(offset)
+    }
 }
 
 /// What was read.
@@ -76,14 +101,15 @@ impl<'r> Judge<'r> {
     }
 
     /// Opens the volume of an image, reads all of it, and judges it.
-    pub(crate) fn judge(&mut self, image: &mut Image) -> Result<(Arc<Volume>, Seen), Wrong> {
-        let volume = open(&mut image.device, self.plan, image.boot)?;
+    pub(crate) fn judge(&mut self, image: &Image) -> Result<(Opened, Seen), Wrong> {
+        let opened = Opened::new(image, self.plan, image.boot)?;
+        let volume = &opened.volume;
         let (counted, damaged) = (volume.errors().total(), self.counts.damaged);
-        let seen = self.look(&volume, &image.device)?;
+        let seen = self.look(&opened)?;
         for lba in 0..self.sectors() {
             match image.flips.iter().find(|flip| flip.lba == lba) {
                 Some(flip) => self.judge_flip(image, flip, &seen)?,
-                None => self.judge_sector(image, &volume, lba, &seen)?,
+                None => self.judge_sector(image, &opened, lba, &seen)?,
             }
         }
         self.counts.sectors += self.sectors();
@@ -93,12 +119,15 @@ impl<'r> Judge<'r> {
         if found > 0 && image.flips.is_empty() && !image.cut.is_doubtful {
             return Err(Wrong::Counted { found, expected: 0 });
         }
-        Ok((volume, seen))
+        if image.flips.is_empty() && !image.cut.is_doubtful {
+            self.compare_legs(&opened, &seen)?;
+        }
+        Ok((opened, seen))
     }
 
     /// Reads all sectors, in large pieces, and those of a piece that fails one by one.
-    pub(crate) fn look(&self, volume: &Arc<Volume>, device: &PowerDevice) -> Result<Seen, Wrong> {
-        let mut queue = Queue::new(volume, device.queue(0, 0), || {}).map_err(no_memory)?;
+    pub(crate) fn look(&self, opened: &Opened) -> Result<Seen, Wrong> {
+        let mut queue = opened.queue()?;
         let mut seen = Seen { units: Vec::new(), failed: BTreeMap::new() };
         let limits = queue.limits();
         let mut offset = 0;
@@ -121,7 +150,7 @@ impl<'r> Judge<'r> {
 
     fn read(
         &self,
-        queue: &mut Queue<PowerDevice>,
+        queue: &mut Queue<Device>,
         offset: u64,
         len: u64,
         tentative: bool,
@@ -150,12 +179,12 @@ impl<'r> Judge<'r> {
     fn judge_sector(
         &mut self,
         image: &Image,
-        volume: &Volume,
+        opened: &Opened,
         lba: u64,
         seen: &Seen,
     ) -> Result<(), Wrong> {
         if let Some(&error) = seen.failed.get(&lba) {
-            return self.judge_failure(image, volume, lba, error);
+            return self.judge_failure(image, opened, lba, error);
         }
         let found = &seen.units[self.units_of(lba)];
         if self.is_allowed(image.cut.view, lba, found) {
@@ -166,7 +195,7 @@ impl<'r> Judge<'r> {
             }
             return Ok(());
         }
-        if self.has_guard_by_chance(image, volume, lba) {
+        if self.has_guard_by_chance(image, opened, lba) {
             self.counts.chance += 1;
             return Ok(());
         }
@@ -179,7 +208,7 @@ impl<'r> Judge<'r> {
     fn judge_failure(
         &mut self,
         image: &Image,
-        volume: &Volume,
+        opened: &Opened,
         lba: u64,
         error: Error,
     ) -> Result<(), Wrong> {
@@ -192,46 +221,55 @@ impl<'r> Judge<'r> {
             self.counts.damaged += 1;
             return Ok(());
         }
-        let (stored, found) = self.stored(image, volume, lba);
-        if matches!(error, Error::Mismatch(mismatch) if mismatch.tag == Tag::Torn)
-            && !(self.is_allowed(image.cut.view, lba, &found)
-                && self.versions(image, volume, lba).contains(&stored))
-        {
+        let is_whole = |leg: &usize| {
+            let (stored, found) = self.stored(opened, *leg, lba);
+            self.is_allowed(image.cut.view, lba, &found)
+                && self.versions(image, opened, *leg, lba).contains(&stored)
+        };
+        let legs = opened.rig.good_legs();
+        let is_called_torn =
+            matches!(error, Error::Mismatch(mismatch) if mismatch.tag == Tag::Torn);
+        if is_called_torn && !legs.iter().any(is_whole) {
             self.counts.torn += 1;
             return Ok(());
         }
+        let stored = legs.iter().map(|&leg| text(&self.stored(opened, leg, lba).1));
+        let stored = stored.collect::<Vec<_>>().join(" / ");
         let allowed = self.run.model.history(units, image.cut.view);
-        Err(Wrong::FalseAlarm { lba, error, stored: text(&found), allowed })
+        Err(Wrong::FalseAlarm { lba, error, stored, allowed })
     }
 
-    /// Returns the stored bytes of a sector, and what they are.
-    fn stored(&self, image: &Image, volume: &Volume, lba: u64) -> (Vec<u8>, Vec<Found>) {
+    /// Returns the bytes of a sector that a leg has stored, and what they are.
+    fn stored(&self, opened: &Opened, leg: usize, lba: u64) -> (Vec<u8>, Vec<Found>) {
         let sector = self.plan.sector;
         let mut stored = vec![0; sector.len()];
-        image.device.peek(volume.geometry().data_at(lba * sector.bytes()), &mut stored);
+        opened.rig.disk(leg).peek(opened.data_at(lba * sector.bytes()), &mut stored);
         let units = stored.chunks(UNIT).zip(self.units_of(lba));
         let found = units.map(|(bytes, unit)| Found::of(bytes, unit, false)).collect();
         (stored, found)
     }
 
-    /// Returns all that the volume was about to make of a sector.
-    fn versions(&self, image: &Image, volume: &Volume, lba: u64) -> Vec<Vec<u8>> {
+    /// Returns all that the volume was about to make of a sector on a leg.
+    fn versions(&self, image: &Image, opened: &Opened, leg: usize, lba: u64) -> Vec<Vec<u8>> {
         let sector = self.plan.sector.bytes();
-        let at = volume.geometry().data_at(lba * sector);
+        let at = opened.rig.start_of(leg) + opened.data_at(lba * sector);
         self.run.journal.versions(at, sector, image.cut.position)
     }
 
     /// Returns whether a sector is torn and has the guard of what it was to be, as one of 65,536 has
     /// with the shortest guard. What was whole once is not torn.
-    fn has_guard_by_chance(&self, image: &Image, volume: &Volume, lba: u64) -> bool {
+    fn has_guard_by_chance(&self, image: &Image, opened: &Opened, lba: u64) -> bool {
         let kind = self.plan.guard;
         if kind.bits() != 16 || self.plan.adopts() {
             return false;
         }
-        let stored = self.stored(image, volume, lba).0;
-        let (guard, versions) = (checksum(kind, &stored), self.versions(image, volume, lba));
-        !versions.contains(&stored)
-            && versions.iter().any(|version| checksum(kind, version) == guard)
+        opened.rig.good_legs().into_iter().any(|leg| {
+            let stored = self.stored(opened, leg, lba).0;
+            let versions = self.versions(image, opened, leg, lba);
+            let guard = checksum(kind, &stored);
+            !versions.contains(&stored)
+                && versions.iter().any(|version| checksum(kind, version) == guard)
+        })
     }
 
     /// Returns whether something was written to these units that the log may name.
@@ -245,24 +283,28 @@ impl<'r> Judge<'r> {
 
     fn judge_flip(&mut self, image: &Image, flip: &Flip, seen: &Seen) -> Result<(), Wrong> {
         self.counts.injected += 1;
-        if seen.failed.contains_key(&flip.lba) {
+        let (lba, place) = (flip.lba, flip.place.name());
+        if let Some(&error) = seen.failed.get(&lba) {
+            if flip.duty == Duty::Mend {
+                return Err(Wrong::NotHealed { lba, place, error });
+            }
             self.counts.found += 1;
             return Ok(());
         }
-        let found = &seen.units[self.units_of(flip.lba)];
+        let found = &seen.units[self.units_of(lba)];
         match flip.duty {
             Duty::Find => {}
-            Duty::FindOrMend if self.is_allowed(image.cut.view, flip.lba, found) => {
+            Duty::FindOrMend | Duty::Mend if self.is_allowed(image.cut.view, lba, found) => {
                 self.counts.found += 1;
                 return Ok(());
             }
-            Duty::FindOrMend => {}
+            Duty::FindOrMend | Duty::Mend => {}
             Duty::Nothing => {
                 self.counts.excused += 1;
                 return Ok(());
             }
         }
-        Err(Wrong::Missed { lba: flip.lba, place: flip.place.name(), found: text(found) })
+        Err(Wrong::Missed { lba, place, found: text(found) })
     }
 
     /// Uses a volume further after it was judged: writes, closes, opens and scrubs it. Nothing changes
@@ -270,14 +312,14 @@ impl<'r> Judge<'r> {
     pub(crate) fn go_on(
         &self,
         image: &Image,
-        volume: &Arc<Volume>,
+        opened: &Opened,
         before: Seen,
         mut lbas: Vec<u64>,
     ) -> Result<(), Wrong> {
         let Seen { mut units, mut failed } = before;
         lbas.extend(failed.keys().next());
         let sector = self.plan.sector;
-        let mut queue = Queue::new(volume, image.device.queue(0, 0), || {}).map_err(no_memory)?;
+        let mut queue = opened.queue()?;
         for (lba, number) in lbas.into_iter().zip(self.run.model.next()..) {
             let range = self.units_of(lba);
             let mut buffer = self.pool.take_whole(sector.len()).expect("one is in use at a time");
@@ -293,13 +335,28 @@ impl<'r> Judge<'r> {
         flush.map_err(|error| Wrong::Failed { what: "a flush".to_owned(), error })?;
         queue.drain();
         drop(queue);
-        volume.close(&mut image.device.queue(0, 0)).map_err(Wrong::NotClosed)?;
-        let volume = open(&mut image.device.queue(0, 0), self.plan, image.boot + 1)?;
-        if volume.recovery().is_some() {
+        opened.volume.close(&mut opened.rig.good_queue()?).map_err(Wrong::NotClosed)?;
+        opened.rig.close()?;
+        let again = Opened::new(image, self.plan, image.boot + 1)?;
+        if again.volume.recovery().is_some() {
             return Err(Wrong::NotClean);
         }
-        let after = self.look(&volume, &image.device)?;
+        let after = self.look(&again)?;
         self.compare(&Seen { units, failed }, &after)
+    }
+
+    /// Compares what the legs of a mirror have stored of all sectors that can be read.
+    fn compare_legs(&self, opened: &Opened, seen: &Seen) -> Result<(), Wrong> {
+        let legs = opened.rig.good_legs();
+        for lba in (0..self.sectors()).filter(|lba| !seen.failed.contains_key(lba)) {
+            let differ = |pair: &&[usize]| {
+                self.stored(opened, pair[0], lba).0 != self.stored(opened, pair[1], lba).0
+            };
+            if let Some(pair) = legs.windows(2).find(differ) {
+                return Err(Wrong::Legs { lba, first: pair[0], second: pair[1] });
+            }
+        }
+        Ok(())
     }
 
     fn compare(&self, before: &Seen, after: &Seen) -> Result<(), Wrong> {

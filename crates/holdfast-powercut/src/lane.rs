@@ -5,16 +5,14 @@ use std::sync::Arc;
 
 use holdfast_bio::{Bio, BlockDevice, Bounce, Ended, Error, Op, ReadPolicy};
 use holdfast_iov::{IovIter, Memory, Pool, Region, VolatileMemory};
-use holdfast_sim::{FaultyDevice, PowerDevice, Random};
+use holdfast_sim::Random;
 use holdfast_units::{to_u64, to_usize};
 use holdfast_volume::{Queue, Volume};
 
 use crate::content::{UNIT, changed, fill, is_scribbled};
 use crate::model::Moment;
 use crate::plan::{Ask, Path};
-
-/// What the volume is stored on.
-pub(crate) type Device = FaultyDevice<PowerDevice>;
+use crate::rig::Device;
 
 /// A request that has been answered.
 #[derive(Debug)]

@@ -1,5 +1,5 @@
-//! Random workloads on a volume whose disk loses its cache when the power is cut: at every event of the
-//! disk the power is cut, the volume is opened again, and every sector is judged.
+//! Random workloads on a volume whose disk, or the legs of whose mirror, lose their caches when the power
+//! is cut: at every event of the disks the power is cut, the volume is opened again, and every sector is judged.
 //!
 //! What must be there is known from what was answered and when ([`check()`] for one seed). Nothing
 //! that was durable may be gone, nothing may be read that nobody wrote, and nothing that is intact may
@@ -17,6 +17,7 @@ mod lane;
 mod model;
 mod plan;
 mod report;
+mod rig;
 mod run;
 
 pub use alarm::Alarm;

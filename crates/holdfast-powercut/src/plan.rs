@@ -48,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) sector: BlockSize,
     pub(crate) capacity: u64,
     pub(crate) durability: Durability,
+    /// How many disks the volume is on: more than 1 for a mirror.
+    pub(crate) legs: usize,
     pub(crate) cache_bytes: usize,
     pub(crate) trouble: Trouble,
     /// The run ends with the session in which so many bios were written below.
@@ -96,13 +98,14 @@ impl Plan {
         let durability = Durability::ALL[turn(&mut rest, 3)];
         let guard = GuardKind::ALL[turn(&mut rest, 3)];
         let sector = [BlockSize::SECTOR, BlockSize::PAGE][turn(&mut rest, 2)];
+        let legs = [1, 1, 2, 3][turn(&mut rest, 4)];
         let trouble = match random.below(8) {
             0 => Trouble::Lie(4 + random.below(40)),
             1 => Trouble::Errors,
             _ => Trouble::None,
         };
         let is_small = sector == BlockSize::SECTOR && durability == Durability::Full;
-        let is_long = is_small && random.chance(6);
+        let is_long = is_small && legs == 1 && random.chance(6);
         let group = group_bytes(guard, sector);
         // More groups than the smallest cache has ways for, where groups are small.
         let groups = (1024 * KIB / group).max(1) + random.below((512 * KIB / group).max(1));
@@ -115,9 +118,10 @@ impl Plan {
             sector,
             capacity,
             durability,
+            legs,
             cache_bytes,
             trouble,
-            writes,
+            writes: writes * legs,
             is_long,
             zones,
         };
@@ -129,6 +133,11 @@ impl Plan {
     pub(crate) const fn options(&self) -> CreateOptions {
         let &Self { guard, sector, capacity, .. } = self;
         CreateOptions { capacity, sector, guard, application_tag: CreateOptions::APPLICATION_TAG }
+    }
+
+    /// Returns whether requests may fail: those of a mirror do not, since only one leg fails.
+    pub(crate) fn may_fail(&self) -> bool {
+        self.trouble == Trouble::Errors && self.legs == 1
     }
 
     /// Returns whether what a power cut tore may still be read.
@@ -160,8 +169,11 @@ impl Plan {
 
     /// Returns how the volume is used next.
     pub(crate) fn session(&self, random: &mut Random) -> Session {
+        // Memory that changes is not written to a mirror: the legs would differ.
+        let policies = if self.legs > 1 { 2 } else { 3 };
         let policy = |random: &mut Random| {
-            [ReadPolicy::Always, ReadPolicy::Lazy, ReadPolicy::Never][to_usize(random.below(3))]
+            [ReadPolicy::Always, ReadPolicy::Lazy, ReadPolicy::Never]
+                [to_usize(random.below(policies))]
         };
         let lanes = match random.below(6) {
             0 => vec![Path::Client],
@@ -243,6 +255,9 @@ impl fmt::Display for Plan {
         let Self { guard, sector, capacity, cache_bytes, trouble, .. } = self;
         let durability = self.durability.name();
         write!(f, "{guard} {sector} {durability}, {} KiB, ", capacity / KIB)?;
+        if self.legs > 1 {
+            write!(f, "{} legs, ", self.legs)?;
+        }
         write!(f, "cache of {cache_bytes} bytes, trouble: {trouble:?}")
     }
 }

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use holdfast_bio::{BlockDevice, Error, Op, ReadPolicy};
 use holdfast_iov::{Pool, lend};
-use holdfast_sim::{Faults, FaultyDevice, Journal, PowerDevice, Random};
+use holdfast_sim::{Faults, Journal, PowerDevice, Random};
 use holdfast_units::{to_u64, to_usize};
 use holdfast_volume::{Client, OpenOptions, Queue, Volume};
 
 use crate::alarm::Wrong;
 use crate::content::{Found, UNIT, fill};
-use crate::lane::{Answer, Device, Lane};
+use crate::lane::{Answer, Lane};
 use crate::model::{Model, Moment, View};
 use crate::plan::{Ask, Path, Plan, Session, Trouble};
+use crate::rig::{Device, Rig};
 
 /// What is known of a run.
 #[derive(Debug)]
@@ -57,10 +58,9 @@ impl Run {
     /// Runs what a plan says. What is wrong already before any cut is the error.
     pub(crate) fn new(plan: &Plan, random: &mut Random) -> Result<Self, Wrong> {
         let options = plan.options();
-        let geometry = options.geometry().map_err(Wrong::NotOpened)?;
-        let mut device = PowerDevice::new(geometry.device_len());
-        Volume::create(&mut device, &options).map_err(Wrong::NotOpened)?;
-        let device = device.settled();
+        let rig = Rig::create(plan)?;
+        Volume::create(&mut rig.good_queue()?, &options).map_err(Wrong::NotOpened)?;
+        let device = rig.power().settled();
         if let Trouble::Lie(flush) = plan.trouble {
             device.lie(flush);
         }
@@ -99,29 +99,34 @@ impl Run {
         })
     }
 
-    /// Returns a device for a session.
-    fn device(&self, faults: &Faults, random: &mut Random) -> Device {
-        let late = [0, 30, 60][to_usize(random.below(3))];
-        let queue = self.device.queue(late, random.next());
-        FaultyDevice::new(queue, faults.clone(), random.next())
-    }
-
     fn session(&mut self, plan: &Plan, random: &mut Random) -> Result<(), Wrong> {
         let session = plan.session(random);
         let faults = plan.faults(random);
         // Opening and closing have their own tests of what fails below.
         let kind = Faults { failures: Vec::new(), ..faults.clone() };
         self.opened.push(self.device.position());
-        let volume = open(&mut self.device(&kind, random), plan, BOOT)?;
+        let rig = Rig::open(&self.device, plan)?;
+        let volume = open(&mut queue(&rig, &kind, random)?, plan, BOOT)?;
         self.ready.push(self.device.position());
+        if random.chance(50) {
+            rig.resync(&volume)?;
+        }
         let is_sound = if session.lanes == [Path::Client] {
-            self.client_session(plan, &session, &volume, &faults, random)?
+            let device = queue(&rig, &faults, random)?;
+            self.client_session(plan, &session, &volume, device, random)?
         } else {
-            self.lane_session(plan, &session, &volume, &faults, random)?
+            let lanes = session.lanes.iter().map(|path| {
+                let device = queue(&rig, &faults, random)?;
+                let random = Random::new(random.next());
+                Lane::new(&volume, device, *path, session.depth, random).map_err(no_memory)
+            });
+            let lanes = lanes.collect::<Result<_, _>>()?;
+            self.lane_session(plan, &session, lanes, random)?
         };
         if session.closes && is_sound {
-            let mut device = self.device(&kind, random);
+            let mut device = queue(&rig, &kind, random)?;
             volume.close(&mut device).map_err(Wrong::NotClosed)?;
+            rig.close()?;
             self.closed.push(self.device.position());
         }
         Ok(())
@@ -132,16 +137,9 @@ impl Run {
         &mut self,
         plan: &Plan,
         session: &Session,
-        volume: &Arc<Volume>,
-        faults: &Faults,
+        lanes: Vec<Lane>,
         random: &mut Random,
     ) -> Result<bool, Wrong> {
-        let mut lanes = Vec::new();
-        for path in &session.lanes {
-            let device = self.device(faults, random);
-            let lane = Lane::new(volume, device, *path, session.depth, Random::new(random.next()));
-            lanes.push(lane.map_err(no_memory)?);
-        }
         // Queues that wait for each other for ever cannot be dropped.
         let mut lanes = ManuallyDrop::new(lanes);
         let result = self.requests(plan, session, &mut lanes, random);
@@ -214,7 +212,7 @@ impl Run {
             self.model.end(write, result.is_ok(), ask.fua, position);
         }
         if let Err(error) = result {
-            let may_fail = plan.trouble == Trouble::Errors
+            let may_fail = plan.may_fail()
                 && match error {
                     Error::Mismatch(mismatch) => {
                         let of_sector = plan.sector.len() / UNIT;
@@ -256,10 +254,10 @@ impl Run {
         plan: &Plan,
         session: &Session,
         volume: &Arc<Volume>,
-        faults: &Faults,
+        device: Device,
         random: &mut Random,
     ) -> Result<bool, Wrong> {
-        let queue = Queue::new(volume, self.device(faults, random), || {}).map_err(no_memory)?;
+        let queue = Queue::new(volume, device, || {}).map_err(no_memory)?;
         let pool = Pool::new(1 << 20).map_err(no_memory)?;
         let mut client = Client::new(queue, pool, ReadPolicy::Lazy);
         let flush = Ask { op: Op::Flush, offset: 0, len: 0, fua: false };
@@ -289,6 +287,12 @@ impl Run {
         }
         Ok(result.is_ok())
     }
+}
+
+/// Opens a queue for a session.
+fn queue(rig: &Rig, faults: &Faults, random: &mut Random) -> Result<Device, Wrong> {
+    let late_percent = [0, 30, 60][to_usize(random.below(3))];
+    rig.queue(late_percent, faults, random)
 }
 
 fn units(ask: Ask) -> std::ops::Range<usize> {

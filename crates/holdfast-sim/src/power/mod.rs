@@ -123,6 +123,21 @@ impl PowerDevice {
         medium.journal = Journal::new(medium.view.clone());
     }
 
+    /// Writes bytes to the cache, apart from all queues.
+    pub fn store(&self, offset: u64, source: &[u8]) {
+        let Medium { journal, view, .. } = &mut *self.medium();
+        let (offset, len) = (self.disk.start + offset, to_u64(source.len()));
+        let change = Change { offset, len, contents: Contents::Data(source.into()) };
+        let number = journal.begin(change);
+        journal.end(number, false, view);
+    }
+
+    /// Makes durable what has ended, apart from all queues.
+    pub fn sync(&self) {
+        let journal = &mut self.medium().journal;
+        journal.flushed(journal.ended(), self.disk);
+    }
+
     /// Reads what is in the cache.
     pub fn peek(&self, offset: u64, target: &mut [u8]) {
         self.medium().view.read(self.disk.start + offset, target);
