@@ -16,9 +16,9 @@ use crate::packages::is_root;
 use crate::run::command;
 
 /// How many blocks of a leg are overwritten.
-const PLACES: u64 = 2000;
+const PLACES: u64 = 10_000;
 /// How many by one run of qemu-io.
-const BATCH: u64 = 100;
+const BATCH: u64 = 500;
 const BLOCK: u64 = 4096;
 /// Where the groups of a volume of this size begin.
 const GROUPS: u64 = 3 << 20;
