@@ -25,6 +25,8 @@ check() {
 }
 
 run_all() {
+    # Whoever finds a guest silent knows by this whether it ever came to its disk.
+    echo "GUEST looks for its disk"
     modprobe -a virtio_pci virtio_blk crc32c_generic
     check disk wait_for_disk || return 1
     describe_disk
