@@ -76,6 +76,8 @@ const FURTHER_PERCENT: u8 = 10;
 const RECOVERY_PERCENT: u8 = 2;
 const FLIPPED_PERCENT: u8 = 12;
 const KILL_PERCENT: u8 = 15;
+/// At how many events of a recovery the power is cut at most.
+const RECOVERY_CUTS: usize = 50;
 
 impl Cuts<'_> {
     /// Cuts the power here, and judges what is left.
@@ -127,11 +129,13 @@ impl Cuts<'_> {
         Ok(())
     }
 
-    /// Cuts the power once more, at each event of the recovery that has just been.
+    /// Cuts the power once more, at events of the recovery that has just been.
     fn recoveries(&mut self, image: &Image, random: &mut Random) -> Result<(), Wrong> {
         let journal = image.device.journal();
         let mut replay = journal.replay();
-        for position in 1..=journal.len() {
+        // That of a mirror may have thousands.
+        let step = journal.len().div_ceil(RECOVERY_CUTS).max(1);
+        for position in (1..=journal.len()).step_by(step) {
             self.stage = Stage::Recovery(position);
             self.judge.counts.recoveries += 1;
             replay.advance_to(position);
@@ -150,7 +154,7 @@ mod tests {
     #[test]
     fn no_format_loses_anything_at_any_cut() {
         // Each guard, sector and durability is in one of them, and mirrors with each durability.
-        for seed in [0, 4, 8, 9, 13, 17, 45, 52, 62] {
+        for seed in [0, 4, 8, 9, 13, 17, 57, 61, 62] {
             let outcome = check(seed, None);
             assert!(outcome.alarm.is_none(), "{}", outcome.alarm.unwrap());
             assert!(outcome.counts.cuts > 50, "seed {seed}");

@@ -347,13 +347,21 @@ impl<'r> Judge<'r> {
 
     /// Compares what the legs of a mirror have stored of all sectors that can be read.
     fn compare_legs(&self, opened: &Opened, seen: &Seen) -> Result<(), Wrong> {
-        let legs = opened.rig.good_legs();
-        for lba in (0..self.sectors()).filter(|lba| !seen.failed.contains_key(lba)) {
-            let differ = |pair: &&[usize]| {
-                self.stored(opened, pair[0], lba).0 != self.stored(opened, pair[1], lba).0
-            };
-            if let Some(pair) = legs.windows(2).find(differ) {
-                return Err(Wrong::Legs { lba, first: pair[0], second: pair[1] });
+        let (sector, limits) = (self.plan.sector, opened.queue()?.limits());
+        for pair in opened.rig.good_legs().windows(2) {
+            for (offset, len) in limits.chunks(0, self.plan.capacity) {
+                let [first, second] = [pair[0], pair[1]].map(|leg| {
+                    let mut bytes = vec![0; to_usize(len)];
+                    opened.rig.disk(leg).peek(opened.data_at(offset), &mut bytes);
+                    bytes
+                });
+                let sectors = first.chunks(sector.len()).zip(second.chunks(sector.len()));
+                let differs = sectors.zip(sector.count(offset)..).find(|((first, second), lba)| {
+                    first != second && !seen.failed.contains_key(lba)
+                });
+                if let Some((_, lba)) = differs {
+                    return Err(Wrong::Legs { lba, first: pair[0], second: pair[1] });
+                }
             }
         }
         Ok(())

@@ -98,7 +98,7 @@ impl Plan {
         let durability = Durability::ALL[turn(&mut rest, 3)];
         let guard = GuardKind::ALL[turn(&mut rest, 3)];
         let sector = [BlockSize::SECTOR, BlockSize::PAGE][turn(&mut rest, 2)];
-        let legs = [1, 1, 2, 3][turn(&mut rest, 4)];
+        let legs = [1, 1, 1, 2 + to_usize(random.below(2))][turn(&mut rest, 4)];
         let trouble = match random.below(8) {
             0 => Trouble::Lie(4 + random.below(40)),
             1 => Trouble::Errors,
@@ -121,7 +121,7 @@ impl Plan {
             legs,
             cache_bytes,
             trouble,
-            writes: writes * legs,
+            writes,
             is_long,
             zones,
         };
