@@ -3,6 +3,7 @@
 //! A machine is never quite alone, so each round measures all servers one after the other, and what is shown are
 //! the medians of the rounds.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -96,6 +97,13 @@ struct Server {
     uri: String,
 }
 
+impl Server {
+    /// Says to fio where it is.
+    fn target(&self) -> [String; 2] {
+        ["--ioengine=nbd".to_owned(), format!("--uri={}", self.uri)]
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         // It is of no more use in either case.
@@ -119,10 +127,30 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let measured = measure(&program, &directory, options);
+    let storage = measured.and_then(|measured| Ok((measured, durable(&directory, options)?)));
     fs::remove_dir_all(&directory)
         .with_context(|| format!("cannot remove {}", directory.display()))?;
-    print(&measured?);
+    let (measured, [plain, durable]) = storage?;
+    print(&measured);
+    println!(
+        "\n4 KiB to a file here take {plain:.0} us, and {durable:.0} us to be durable: with full \
+         durability a write waits for one of each"
+    );
     Ok(())
+}
+
+/// The latency of a write of 4 KiB to a file, in microseconds: plain, and durable.
+fn durable(directory: &Path, options: &Options) -> Result<[f64; 2]> {
+    let file = format!("--filename={}", directory.join("raw.disk").display());
+    let load = Load { name: "", pattern: "randwrite", size: "4k", depth: 1, fsync: 0 };
+    let mut rounds = vec![[0.0; 2]; options.rounds];
+    for round in &mut rounds {
+        for (latency, sync) in round.iter_mut().zip(["none", "dsync"]) {
+            let target = ["--ioengine=psync", "--direct=1", &file, &format!("--sync={sync}")];
+            *latency = fio(&target, &load, Some(options.seconds))?.latency;
+        }
+    }
+    Ok([0, 1].map(|which| median(rounds.iter().map(|round| round[which]).collect())))
 }
 
 /// The medians for each load and server.
@@ -133,14 +161,14 @@ fn measure(program: &Path, directory: &Path, options: &Options) -> Result<Vec<[F
     let fill = Load { name: "", pattern: "write", size: "1M", depth: 4, fsync: 0 };
     for server in &servers {
         // What was never written costs the file system more than what is written again.
-        fio(server, &fill, None)?;
+        fio(&server.target(), &fill, None)?;
     }
     let mut medians = Vec::new();
     for load in LOADS {
         let mut rounds = vec![[Figures::default(); 4]; options.rounds];
         for round in &mut rounds {
             for (figures, server) in round.iter_mut().zip(&servers) {
-                *figures = fio(server, load, Some(options.seconds))?;
+                *figures = fio(&server.target(), load, Some(options.seconds))?;
             }
         }
         println!("measured: {}", load.name);
@@ -194,9 +222,9 @@ fn start(program: &Path, directory: &Path, name: &str) -> Result<Server> {
 }
 
 /// Runs a load for so many seconds, or once over the whole disk.
-fn fio(server: &Server, load: &Load, seconds: Option<u32>) -> Result<Figures> {
-    let mut fio = command("fio", &["--name=load", "--ioengine=nbd", "--thread", "--randrepeat=0"]);
-    fio.args([format!("--uri={}", server.uri), format!("--size={SIZE}")]);
+fn fio<S: AsRef<OsStr>>(target: &[S], load: &Load, seconds: Option<u32>) -> Result<Figures> {
+    let mut fio = command("fio", &["--name=load", "--thread", "--randrepeat=0"]);
+    fio.args(target).arg(format!("--size={SIZE}"));
     fio.args([format!("--rw={}", load.pattern), format!("--bs={}", load.size)]);
     fio.args([format!("--iodepth={}", load.depth), "--output-format=json".to_owned()]);
     if load.fsync > 0 {
