@@ -16,7 +16,7 @@ mod mirror;
 mod record;
 mod regions;
 
-pub use assemble::{Legs, assemble, utc};
+pub use assemble::{Legs, assemble};
 pub use device::MirrorDevice;
 pub use disk::Disk;
 pub use error::MirrorError;
