@@ -8,10 +8,11 @@ use crate::workspace::Workspace;
 /// The row of each crate. A new one must be placed; the picture is in ARCHITECTURE.md.
 const ROWS: &[(u32, &[&str])] = &[
     (0, &["holdfast-units", "holdfast-checksum"]),
-    (1, &["holdfast-iov", "holdfast-socket"]),
+    (1, &["holdfast-iov", "holdfast-socket", "holdfast-xfs-format"]),
     (2, &["holdfast-bio", "holdfast-ring", "holdfast-virtqueue"]),
     (3, &["holdfast-integrity", "holdfast-device", "holdfast-sim", "holdfast-virtio-driver"]),
     (4, &["holdfast-mirror", "holdfast-volume"]),
+    (5, &["holdfast-xfs"]),
     (7, &["holdfast-nbd", "holdfast-vhost-user-blk"]),
     (8, &["holdfast-torture"]),
     (9, &["holdfast", "holdfast-powercut", "xtask"]),
