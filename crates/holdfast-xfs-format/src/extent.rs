@@ -34,9 +34,8 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// The first file block that no file has: sizes are signed 64-bit numbers of bytes, and blocks
-    /// have 1024 bytes or more.
-    const FILE_END: u64 = 1 << 54;
+    /// The first byte that no file has.
+    const FILE_END: u64 = 1 << 63;
 
     /// Returns the block of the file that follows.
     pub const fn file_end(&self) -> u64 {
@@ -69,7 +68,11 @@ impl Extent {
         let check = |field, found, holds| require(Structure::Extent, field, found, holds);
         check("length", extent.blocks, extent.blocks > 0)?;
         check("file block", extent.file.0, extent.file.0 >= previous_end)?;
-        check("file block", extent.file.0, extent.file_end() <= Self::FILE_END)?;
+        check(
+            "file block",
+            extent.file.0,
+            extent.file_end() <= geometry.block.count(Self::FILE_END),
+        )?;
         let inside = geometry.holds(extent.block, extent.blocks);
         check("block", extent.block.0, inside)?;
         Ok(extent)
@@ -110,7 +113,7 @@ mod tests {
         for (raw, previous_end) in [
             (encode(false, 10, 20, 5), 11),
             (encode(false, 10, 20, 0), 0),
-            (encode(false, (1 << 54) - 1, 20, 2), 0),
+            (encode(false, (1 << 51) - 1, 20, 2), 0),
             (encode(false, 0, last, 2), 0),
             (encode(false, 0, (1 << 52) - 1, 1), 0),
         ] {

@@ -1,0 +1,33 @@
+//! Reading XFS, version 5, on any block device: a file, a block device, a protected volume.
+//!
+//! [`Xfs::mount`] checks what the file system is and that its log is clean. [`Xfs::walk`] and
+//! [`Xfs::lookup`] find an [`Inode`]; [`Xfs::read_dir`], [`Xfs::read_link`], [`Xfs::attribute`] and
+//! [`Xfs::read`] return what it holds, and [`Xfs::map`] where its bytes are. All metadata are verified
+//! when they are read: checksum, file system, place and owner.
+//!
+//! One [`Xfs`] belongs to one thread and one queue of its device, and its calls block. Nothing here
+//! writes. What it keeps in memory is bounded by [`MountOptions::cache_bytes`], besides the extents of
+//! the inodes that callers hold.
+
+#![forbid(unsafe_code)]
+
+mod attr;
+mod btree;
+mod cache;
+mod dir;
+mod error;
+mod extents;
+mod inode;
+mod log;
+mod mount;
+mod path;
+mod read;
+mod source;
+mod symlink;
+
+pub use dir::Entry;
+pub use error::{Place, XfsError};
+pub use extents::{ExtentList, Mapping, MappingState};
+pub use holdfast_xfs_format::{FileType, Geometry, Ino, Kind, Superblock, Timestamp};
+pub use inode::{Inode, Stat};
+pub use mount::{MountOptions, Statistics, Xfs};

@@ -1,0 +1,54 @@
+//! The data of files.
+
+use holdfast_bio::BlockDevice;
+use holdfast_units::{to_u64, to_usize};
+use holdfast_xfs_format::Kind;
+
+use crate::error::XfsError;
+use crate::extents::MappingState;
+use crate::inode::Inode;
+use crate::mount::{Xfs, of};
+use crate::source::Piece;
+
+impl<D: BlockDevice> Xfs<D> {
+    /// Reads a regular file from byte `offset` on, and returns how many bytes there were: fewer than
+    /// asked for only at its end. Holes and what was reserved and never written are zeros. Several
+    /// transfers are in flight at the same time.
+    ///
+    /// # Errors
+    ///
+    /// [`XfsError::NotFile`], [`XfsError::Realtime`], [`XfsError::Corrupt`], and whatever the device
+    /// says; the target then holds bytes of no meaning.
+    pub fn read(
+        &mut self,
+        inode: &Inode,
+        offset: u64,
+        target: &mut [u8],
+    ) -> Result<usize, XfsError> {
+        if inode.kind() != Kind::Regular {
+            return Err(XfsError::NotFile { ino: inode.ino() });
+        }
+        let rest = inode.size().saturating_sub(offset);
+        let len = to_usize(rest.min(to_u64(target.len())));
+        let target = &mut target[..len];
+        let list = self.extents(inode)?;
+        let geometry = self.superblock.geometry;
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        while done < len {
+            let at = offset + to_u64(done);
+            let mapping = list.map(at, &geometry);
+            let end = done + to_usize((mapping.end() - at).min(to_u64(len - done)));
+            match mapping.state {
+                MappingState::Mapped { address } => {
+                    let address = address + (at - mapping.offset);
+                    pieces.push(Piece { address, target: done..end });
+                }
+                MappingState::Hole | MappingState::Unwritten { .. } => target[done..end].fill(0),
+            }
+            done = end;
+        }
+        self.source.read(pieces.into_iter(), target).map_err(|error| of(inode.ino(), error))?;
+        Ok(len)
+    }
+}

@@ -1,0 +1,247 @@
+//! Blocking reads of a device, several bios at a time.
+
+use std::ops::Range;
+
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
+use holdfast_iov::{BUFFER_MAX, Buffer, Memory, Pool};
+use holdfast_units::{to_u64, to_usize};
+use slab::Slab;
+
+use crate::error::{Place, XfsError};
+
+/// The memory that is read into, in bytes.
+const POOL: usize = 8 * BUFFER_MAX;
+
+/// One queue of a device.
+#[derive(Debug)]
+pub(crate) struct Source<D> {
+    device: D,
+    limits: Limits,
+    pool: Pool,
+    in_flight: Slab<Chunk>,
+    ended: Vec<Ended>,
+}
+
+/// A part of what is read: from where, and which bytes of the target it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// In bytes from the start of the device.
+    pub(crate) address: u64,
+    pub(crate) target: Range<usize>,
+}
+
+/// What one bio is for.
+#[derive(Debug)]
+struct Chunk {
+    /// How many bytes at its beginning nobody asked for.
+    skip: usize,
+    /// How many bytes there must be.
+    needed: usize,
+    /// How many bytes have been read.
+    done: usize,
+    target: Range<usize>,
+}
+
+impl<D: BlockDevice> Source<D> {
+    pub(crate) fn new(device: D) -> Result<Self, XfsError> {
+        let pool =
+            Pool::new(POOL).map_err(|error| XfsError::Memory { source: Error::from(&error) })?;
+        let limits = device.limits();
+        Ok(Self { device, limits, pool, in_flight: Slab::new(), ended: Vec::new() })
+    }
+
+    /// Returns the size of the device, in bytes.
+    pub(crate) const fn capacity(&self) -> u64 {
+        self.limits.capacity
+    }
+
+    pub(crate) const fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// Reads one piece, as long as the target.
+    pub(crate) fn read_at(&mut self, address: u64, target: &mut [u8]) -> Result<(), XfsError> {
+        let piece = Piece { address, target: 0..target.len() };
+        self.read(std::iter::once(piece), target)
+    }
+
+    /// Reads all pieces. The first error counts; the target then holds bytes of no meaning.
+    pub(crate) fn read(
+        &mut self,
+        pieces: impl Iterator<Item = Piece>,
+        target: &mut [u8],
+    ) -> Result<(), XfsError> {
+        let mut result = Ok(());
+        for piece in pieces {
+            self.read_piece(&piece, target, &mut result);
+            if result.is_err() {
+                break;
+            }
+        }
+        while !self.in_flight.is_empty() {
+            self.collect(target, &mut result);
+        }
+        result
+    }
+
+    /// Submits the bios of a piece.
+    fn read_piece(&mut self, piece: &Piece, target: &mut [u8], result: &mut Result<(), XfsError>) {
+        let len = to_u64(piece.target.len());
+        let end = piece.address.checked_add(len).filter(|&end| end <= self.limits.capacity);
+        let granularity = self.limits.granularity;
+        let Some((end, whole_end)) = end.and_then(|end| Some((end, granularity.align_up(end)?)))
+        else {
+            let source = Error::Range { offset: piece.address, len };
+            *result = Err(failed(piece.address, source));
+            return;
+        };
+        let mut at = granularity.align_down(piece.address);
+        while at < end {
+            // The last sector of a file that is cut off may be short.
+            let chunk = self.limits.first_chunk(at, whole_end - at, BUFFER_MAX);
+            let from = at.max(piece.address);
+            let until = (at + chunk).min(end);
+            let target_at = piece.target.start + to_usize(from - piece.address);
+            let job = Chunk {
+                skip: to_usize(from - at),
+                needed: to_usize(until - at),
+                done: 0,
+                target: target_at..target_at + to_usize(until - from),
+            };
+            let buffer = self.take(to_usize(chunk), target, result);
+            let user = to_u64(self.in_flight.insert(job));
+            let bio = Bio::new(Op::Read, at, chunk, Memory::Buffer(buffer)).with_user(user);
+            self.submit(bio, target, result);
+            at += chunk;
+        }
+    }
+
+    /// Takes a buffer, after waiting for one.
+    fn take(&mut self, len: usize, target: &mut [u8], result: &mut Result<(), XfsError>) -> Buffer {
+        loop {
+            if let Some(buffer) = self.pool.take_whole(len) {
+                return buffer;
+            }
+            self.collect(target, result);
+        }
+    }
+
+    fn submit(&mut self, bio: Bio, target: &mut [u8], result: &mut Result<(), XfsError>) {
+        let mut waiting = Some(bio);
+        while let Some(bio) = waiting.take() {
+            waiting = self.device.submit(bio).err();
+            if waiting.is_some() {
+                self.collect(target, result);
+            }
+        }
+    }
+
+    /// Waits for bios to end, and copies what they read.
+    fn collect(&mut self, target: &mut [u8], result: &mut Result<(), XfsError>) {
+        self.device.wait();
+        let mut ended = std::mem::take(&mut self.ended);
+        self.device.reap(&mut ended);
+        if ended.is_empty() {
+            // What we wait for may be in another thread's hands.
+            std::thread::yield_now();
+        }
+        for Ended { bio, result: moved } in ended.drain(..) {
+            match moved {
+                Ok(moved) => self.go_on(bio, to_usize(moved), target, result),
+                Err(source) => {
+                    self.in_flight.remove(to_usize(bio.user));
+                    fail(result, failed(bio.offset, source));
+                }
+            }
+        }
+        self.ended = ended;
+    }
+
+    /// Copies what a bio read, or reads the rest when that was too little.
+    fn go_on(
+        &mut self,
+        bio: Bio,
+        moved: usize,
+        target: &mut [u8],
+        result: &mut Result<(), XfsError>,
+    ) {
+        let key = to_usize(bio.user);
+        let chunk = &mut self.in_flight[key];
+        chunk.done += moved;
+        if chunk.done < chunk.needed && moved > 0 {
+            let (offset, len) = (bio.offset + to_u64(moved), bio.len - to_u64(moved));
+            let start = bio.start + moved;
+            let rest = Bio::new(Op::Read, offset, len, bio.memory).with_start(start);
+            self.submit(rest.with_user(bio.user), target, result);
+            return;
+        }
+        let chunk = self.in_flight.remove(key);
+        if chunk.done < chunk.needed {
+            fail(result, failed(bio.offset, Error::IO));
+            return;
+        }
+        let bytes = bio.memory.buffer().map(Buffer::as_slice).unwrap_or_default();
+        target[chunk.target].copy_from_slice(&bytes[chunk.skip..chunk.needed]);
+    }
+}
+
+/// Keeps the first error.
+fn fail(result: &mut Result<(), XfsError>, error: XfsError) {
+    if result.is_ok() {
+        *result = Err(error);
+    }
+}
+
+const fn failed(address: u64, source: Error) -> XfsError {
+    XfsError::Device { place: Place { ino: None, address: Some(address) }, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_device::MemoryDevice;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SIZE: usize = 4 << 20;
+
+    fn byte(at: usize) -> u8 {
+        to_u64(at ^ (at >> 8) ^ (at >> 16)).to_le_bytes()[0]
+    }
+
+    fn source() -> Source<MemoryDevice> {
+        let device = MemoryDevice::new(to_u64(SIZE));
+        let bytes: Vec<u8> = (0..SIZE).map(byte).collect();
+        device.store(0, &bytes);
+        Source::new(device).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn pieces_of_any_place_and_length_are_read(
+            pieces in proptest::collection::vec((0..SIZE / 2, 0..SIZE / 2), 1..6),
+        ) {
+            let mut source = source();
+            let mut expected = Vec::new();
+            let mut wanted = Vec::new();
+            for (at, len) in pieces {
+                let start = expected.len();
+                expected.extend((at..at + len).map(byte));
+                wanted.push(Piece { address: to_u64(at), target: start..expected.len() });
+            }
+            let mut target = vec![0; expected.len()];
+            source.read(wanted.into_iter(), &mut target).unwrap();
+            prop_assert!(target == expected);
+        }
+    }
+
+    #[test]
+    fn what_lies_outside_the_device_is_an_error() {
+        for address in [to_u64(SIZE) - 511, to_u64(SIZE), u64::MAX] {
+            let error = source().read_at(address, &mut [0; 512]).unwrap_err();
+            assert!(matches!(error, XfsError::Device { source: Error::Range { .. }, .. }));
+        }
+    }
+}
