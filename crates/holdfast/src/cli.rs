@@ -1,5 +1,7 @@
 //! What can be said on the command line.
 
+mod xfs;
+
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -9,6 +11,8 @@ use holdfast_integrity::GuardKind;
 use holdfast_socket::Address;
 use holdfast_units::BlockSize;
 use holdfast_volume::{CreateOptions, Durability};
+
+pub(crate) use self::xfs::{Xfs, XfsAction, XfsCat, XfsGet, XfsLs, XfsPaths};
 
 /// Disks in which every sector carries a checksum, its address and an application tag, served to
 /// virtual machines and programs.
@@ -42,6 +46,8 @@ pub(crate) enum Command {
     Import(Import),
     /// Copy the disk that a volume presents to a raw image or a block device.
     Export(Export),
+    /// Read files of an XFS file system, without mounting it and without being root.
+    Xfs(Xfs),
     /// Show that a guest that changes its memory during I/O does no harm: on a scratch volume, with
     /// each read policy.
     Torture(Torture),

@@ -21,6 +21,7 @@ mod serve;
 mod store;
 mod torture;
 mod verify;
+mod xfs;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // What a scrub finds is in its report, and what ends an export is in its one line.
     let default = match cli.command {
-        Command::Verify(_) | Command::Export(_) => "info,holdfast::corrupt=off",
+        Command::Verify(_) | Command::Export(_) | Command::Xfs(_) => "info,holdfast::corrupt=off",
         // Its own server and its own corrupt sectors are no news.
         Command::Torture(_) => "warn,holdfast::progress=info,holdfast::corrupt=off",
         _ => "info",
@@ -72,7 +73,9 @@ fn main() -> ExitCode {
 
 /// Returns whether a command ended because the data have problems.
 fn is_corruption(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(Error::Mismatch(_))))
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(Error::Mismatch(_))) || xfs::is_corruption(cause)
+    })
 }
 
 fn run(command: &Command) -> anyhow::Result<Outcome> {
@@ -87,5 +90,6 @@ fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Import(arguments) => copy::import(arguments),
         Command::Export(arguments) => copy::export(arguments),
         Command::Torture(arguments) => torture::run(arguments),
+        Command::Xfs(arguments) => xfs::run(arguments),
     }
 }

@@ -1,0 +1,101 @@
+//! What holds a file system: a raw image or block device, or a volume.
+
+use std::path::Path;
+
+use anyhow::Context;
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
+use holdfast_device::Access;
+use holdfast_iov::{BUFFER_MIN, Buffer, Memory, Pool, Region};
+use holdfast_volume::{OpenOptions, Queue};
+
+use crate::backing::{self, OpenVolume};
+use crate::store::{Device, Store};
+
+/// A device that holds a file system.
+#[derive(Debug)]
+pub(crate) enum Image {
+    Raw(Device),
+    /// Every sector is verified before it is returned.
+    Volume(Box<Queue<Device>>),
+}
+
+impl Image {
+    /// Opens what is at a path for reading, which others may do at the same time.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let store = Store::open(path, Access::ReadOnly, None)?;
+        let ring = backing::ring()?;
+        let mut device = store.device(&ring)?;
+        if begins_with_xfs(&mut device)
+            .with_context(|| format!("cannot read {}", path.display()))?
+        {
+            return Ok(Self::Raw(device));
+        }
+        drop((device, store));
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let open = OpenVolume::open(path, &options)
+            .with_context(|| format!("{} holds no XFS, and is no volume", path.display()))?;
+        Ok(Self::Volume(Box::new(open.queue()?)))
+    }
+}
+
+/// Returns whether the device itself is a file system.
+fn begins_with_xfs(device: &mut Device) -> anyhow::Result<bool> {
+    /// What any device reads.
+    const LEN: u64 = 4096;
+    let buffer = Pool::new(BUFFER_MIN)?.take(BUFFER_MIN).context("a new pool has a buffer")?;
+    let ended = device.run(Bio::new(Op::Read, 0, LEN, Memory::Buffer(buffer)));
+    let len = holdfast_units::to_usize(ended.result?);
+    let bytes = ended.bio.memory.buffer().map(Buffer::as_slice).unwrap_or_default();
+    Ok(bytes[..len].starts_with(b"XFSB"))
+}
+
+impl BlockDevice for Image {
+    fn limits(&self) -> Limits {
+        match self {
+            Self::Raw(device) => device.limits(),
+            Self::Volume(queue) => queue.limits(),
+        }
+    }
+
+    fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
+        match self {
+            Self::Raw(device) => device.submit(bio),
+            Self::Volume(queue) => queue.submit(bio),
+        }
+    }
+
+    fn legs(&self) -> usize {
+        match self {
+            Self::Raw(device) => device.legs(),
+            Self::Volume(queue) => queue.legs(),
+        }
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended>) {
+        match self {
+            Self::Raw(device) => device.reap(ended),
+            Self::Volume(queue) => queue.reap(ended),
+        }
+    }
+
+    fn wait(&mut self) {
+        match self {
+            Self::Raw(device) => device.wait(),
+            Self::Volume(queue) => queue.wait(),
+        }
+    }
+
+    fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
+        match self {
+            Self::Raw(device) => device.data_after(offset),
+            Self::Volume(queue) => queue.data_after(offset),
+        }
+    }
+
+    fn map(&self, offset: u64, len: usize) -> Result<Option<Region>, Error> {
+        match self {
+            Self::Raw(device) => device.map(offset, len),
+            Self::Volume(queue) => queue.map(offset, len),
+        }
+    }
+}
