@@ -84,6 +84,7 @@ impl Stat {
     fn new(inode: &format::Inode<'_>, geometry: &Geometry) -> Self {
         const PAGE: u64 = 4096;
         let raw = inode.raw;
+        let is_device = matches!(inode.kind, Kind::Block | Kind::Character);
         let [accessed, modified, changed, created] = inode.times();
         Self {
             ino: Ino(raw.ino.get()),
@@ -95,7 +96,7 @@ impl Stat {
             device: inode.device(),
             size: raw.size.get(),
             sectors: raw.blocks.get().saturating_mul(geometry.block.bytes() / 512),
-            io_bytes: geometry.block.bytes().max(PAGE),
+            io_bytes: if is_device { PAGE } else { geometry.block.bytes().max(PAGE) },
             accessed,
             modified,
             changed,

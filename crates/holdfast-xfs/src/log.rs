@@ -56,7 +56,8 @@ impl<D: BlockDevice> Xfs<D> {
 
     /// Returns whether the last record before the head says that the file system was unmounted.
     fn ends_with_unmount(&mut self, log: Log, head: u64) -> Result<bool, XfsError> {
-        let uuid = self.superblock.metadata_uuid;
+        // Not that of the metadata, if they have one of their own.
+        let uuid = self.superblock.uuid;
         for back in 2..=RECORD_BLOCKS_MAX.min(log.blocks) {
             let at = (head + log.blocks - back) % log.blocks;
             let block = self.log_block(log, at)?;

@@ -88,14 +88,14 @@ impl<D: BlockDevice> Source<D> {
     fn read_piece(&mut self, piece: &Piece, target: &mut [u8], result: &mut Result<(), XfsError>) {
         let len = to_u64(piece.target.len());
         let end = piece.address.checked_add(len).filter(|&end| end <= self.limits.capacity);
-        let granularity = self.limits.granularity;
-        let Some((end, whole_end)) = end.and_then(|end| Some((end, granularity.align_up(end)?)))
-        else {
+        // Whole sectors, which a volume reads to verify them in any case.
+        let sector = self.limits.sector;
+        let Some((end, whole_end)) = end.and_then(|end| Some((end, sector.align_up(end)?))) else {
             let source = Error::Range { offset: piece.address, len };
             *result = Err(failed(piece.address, source));
             return;
         };
-        let mut at = granularity.align_down(piece.address);
+        let mut at = sector.align_down(piece.address);
         while at < end {
             // The last sector of a file that is cut off may be short.
             let chunk = self.limits.first_chunk(at, whole_end - at, BUFFER_MAX);

@@ -20,6 +20,7 @@ pub(crate) const ALL: &[Tool] = &[
     VALGRIND,
     tool("fio", "fio"),
     tool("mkfs.ext4", "e2fsprogs"),
+    tool("mkfs.xfs", "xfsprogs"),
     tool("nbdcopy", "libnbd-bin"),
     tool("nbdinfo", "libnbd-bin"),
     tool("nbdkit", "nbdkit"),

@@ -16,6 +16,7 @@ mod qemu_io;
 mod scene;
 mod scrub;
 mod server;
+mod xfs;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -44,11 +45,20 @@ pub(crate) struct Options {
     /// How often the scenario kill kills the server
     #[arg(long, value_name = "N", default_value_t = kill::KILLS)]
     kills: u32,
+    /// How many files the largest directory of the scenario xfs has
+    #[arg(long, value_name = "N", default_value_t = xfs::FILES)]
+    files: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { names: Vec::new(), list: false, program: None, kills: kill::KILLS }
+        Self {
+            names: Vec::new(),
+            list: false,
+            program: None,
+            kills: kill::KILLS,
+            files: xfs::FILES,
+        }
     }
 }
 
@@ -57,6 +67,9 @@ impl fmt::Display for Options {
         f.write_str("e2e")?;
         if self.kills != kill::KILLS {
             write!(f, " --kills {}", self.kills)?;
+        }
+        if self.files != xfs::FILES {
+            write!(f, " --files {}", self.files)?;
         }
         self.program.iter().try_for_each(|path| write!(f, " --program {}", path.display()))?;
         self.names.iter().try_for_each(|name| write!(f, " {name}"))
@@ -130,6 +143,12 @@ const SCENARIOS: &[Scenario] = &[
         60,
         scrub::run,
     ),
+    scenario(
+        "xfs",
+        "what Linux wrote to XFS, made in many ways, is read as Linux reads it",
+        240,
+        xfs::run,
+    ),
 ];
 
 const fn scenario(
@@ -162,7 +181,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let mut failed = Vec::new();
     println!();
     for scenario in scenarios {
-        if !play(scenario, &root.join(scenario.name), &program, options.kills)? {
+        if !play(scenario, &root.join(scenario.name), &program, options)? {
             failed.push(scenario.name);
         }
     }
@@ -191,12 +210,14 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 /// Runs one scenario, says how it ended, and returns whether that is fine.
-fn play(scenario: &Scenario, directory: &Path, program: &Path, kills: u32) -> Result<bool> {
+fn play(scenario: &Scenario, directory: &Path, program: &Path, options: &Options) -> Result<bool> {
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let started = Instant::now();
-    let limit = scenario.limit + kill::LIMIT * kills;
-    let scene = Scene::new(directory, program, started + limit, kills)?;
+    let &Options { kills, files, .. } = options;
+    let more = Duration::from_millis(u64::try_from(files)?);
+    let limit = scenario.limit + kill::LIMIT * kills + more;
+    let scene = Scene::new(directory, program, started + limit, (kills, files))?;
     let result = (scenario.run)(&scene);
     let name = scenario.name;
     let seconds = started.elapsed().as_secs_f64();

@@ -23,6 +23,8 @@ pub(super) struct Scene {
     deadline: Instant,
     /// How often a server is to be killed.
     pub(super) kills: u32,
+    /// How many files the largest directory is to have.
+    pub(super) files: usize,
     /// How many programs were started, to name the files of what they print.
     started: Cell<u32>,
 }
@@ -45,7 +47,7 @@ impl Scene {
         directory: &Path,
         program: &Path,
         deadline: Instant,
-        kills: u32,
+        (kills, files): (u32, usize),
     ) -> Result<Self> {
         let text = |path: &Path| path.to_str().map(str::to_owned).context("a path is not UTF-8");
         Ok(Self {
@@ -53,6 +55,7 @@ impl Scene {
             program: text(program)?,
             deadline,
             kills,
+            files,
             started: Cell::new(0),
         })
     }
@@ -83,6 +86,22 @@ impl Scene {
 
     /// Runs a program to its end, however that is.
     pub(super) fn run(&self, command: &mut Command) -> Result<Ended> {
+        let ended = self.execute(command)?;
+        let Ended { status, stdout, stderr } = &ended;
+        self.log(&format!("{stdout}{stderr}({status})\n"))?;
+        Ok(ended)
+    }
+
+    /// Runs a program that prints much to its end, and fails unless it succeeds.
+    pub(super) fn quiet(&self, command: &mut Command) -> Result<String> {
+        let ended = self.execute(command)?;
+        if !ended.status.success() {
+            bail!("`{}`: {}{}", run::line(command), ended.status, last_words(&ended));
+        }
+        Ok(ended.stdout)
+    }
+
+    fn execute(&self, command: &mut Command) -> Result<Ended> {
         let stem = self.path(&format!("{:03}", self.started.replace(self.started.get() + 1)));
         let (out, err) = (format!("{stem}.stdout"), format!("{stem}.stderr"));
         self.log(&format!("$ {}\n", run::line(command)))?;
@@ -93,10 +112,13 @@ impl Scene {
         let read =
             |path| Ok::<_, anyhow::Error>(String::from_utf8_lossy(&fs::read(path)?).into_owned());
         let (stdout, stderr) = (read(&out)?, read(&err)?);
-        self.log(&format!("{stdout}{stderr}"))?;
-        let status = status?;
-        self.log(&format!("({status})\n"))?;
-        Ok(Ended { status, stdout, stderr })
+        match status {
+            Ok(status) => Ok(Ended { status, stdout, stderr }),
+            Err(error) => {
+                self.log(&format!("{stdout}{stderr}"))?;
+                Err(error)
+            }
+        }
     }
 
     /// Starts a program that prints to the file `name`, after what is there.
@@ -204,7 +226,7 @@ mod tests {
     fn scene(name: &str, limit: Duration) -> Scene {
         let directory = env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        Scene::new(&directory, Path::new("/bin/echo"), Instant::now() + limit, 1).unwrap()
+        Scene::new(&directory, Path::new("/bin/echo"), Instant::now() + limit, (1, 1)).unwrap()
     }
 
     /// What is made of a report, which a script prints in the place of the program.
