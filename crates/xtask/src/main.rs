@@ -69,7 +69,7 @@ enum Chore {
     Valgrind,
     /// Runs the fuzz targets for a while each; installs cargo-fuzz when it is missing (10 seconds a target)
     Fuzz(fuzz::Options),
-    /// Drives the program with qemu, libnbd and fio (2 minutes, and a release build)
+    /// Drives the program with qemu, libnbd, fio and Linux's XFS (3 minutes, and a release build)
     E2e(e2e::Options),
     /// Boots Linux with a volume as its disk: file systems, swap, buffers that change in flight, outages (16 minutes)
     Guest(guest::Options),
