@@ -61,6 +61,12 @@ pub struct Bio {
     /// Acknowledge a write only when it is durable (FUA). A flush of a volume then also stores the
     /// tuples that are durable in its log.
     pub fua: bool,
+    /// Store the write wholly or not at all, whenever the power is cut. Only for ranges that the
+    /// [device](crate::BlockDevice::atomic_bytes_max) takes so. No layer cuts it in parts.
+    pub atomic: bool,
+    /// The submitter polls until this bio has ended, and does nothing else meanwhile: a hint for a
+    /// device that can do without an interrupt then.
+    pub polled: bool,
     /// The guards of the buffer's whole sectors have been computed while it was filled.
     pub guarded: bool,
     /// The submitter reads again, and what it meets then is reported: into a buffer, after a
@@ -89,6 +95,8 @@ impl Bio {
             len,
             start: 0,
             fua: false,
+            atomic: false,
+            polled: false,
             guarded: false,
             tentative: false,
             memory,

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
 
-use holdfast_iov::{Buffer, IovIter, Memory, Pool, Region};
+use holdfast_iov::{BUFFER_MAX, Buffer, IovIter, Memory, Pool, Region};
 use holdfast_units::{to_u64, to_usize};
 use slab::Slab;
 use thiserror::Error as ThisError;
@@ -94,6 +94,8 @@ struct Flight {
     offset: u64,
     len: u64,
     fua: bool,
+    atomic: bool,
+    polled: bool,
     user: u64,
     iter: Option<IovIter>,
     /// What is moved already, in bytes.
@@ -168,7 +170,12 @@ impl<D: BlockDevice> Bounce<D> {
         let offset = flight.offset + flight.done;
         let left = flight.len - flight.done;
         let want = limits.whole_sectors(offset, left).min(limits.bytes_max);
-        let Some(mut buffer) = self.pool.take_or_reserve(want) else {
+        let buffer = if flight.atomic {
+            self.pool.take_whole_or_reserve(want)
+        } else {
+            self.pool.take_or_reserve(want)
+        };
+        let Some(mut buffer) = buffer else {
             self.waiting.push_back(key);
             return;
         };
@@ -176,6 +183,7 @@ impl<D: BlockDevice> Bounce<D> {
         let guarded = flight.op == Op::Write && fill(flight, &limits, offset, len, &mut buffer);
         let mut bio = Bio::new(flight.op, offset, len, Memory::Buffer(buffer));
         (bio.fua, bio.guarded) = (flight.fua, guarded);
+        (bio.atomic, bio.polled) = (flight.atomic, flight.polled);
         bio.start = to_usize(limits.sector.offset_in(offset));
         self.send(bio.with_user(to_u64(key)));
     }
@@ -230,7 +238,7 @@ impl<D: BlockDevice> Bounce<D> {
             _ => {}
         }
         flight.done += moved;
-        if flight.done == flight.len || moved == 0 {
+        if flight.done == flight.len || moved == 0 || flight.atomic {
             let done = flight.done;
             return Some(self.end(key, Ok(done)));
         }
@@ -252,7 +260,7 @@ impl<D: BlockDevice> Bounce<D> {
             Memory::Iov(iter)
         });
         let mut bio = Bio::new(flight.op, flight.offset, flight.len, memory).with_user(flight.user);
-        bio.fua = flight.fua;
+        (bio.fua, bio.atomic, bio.polled) = (flight.fua, flight.atomic, flight.polled);
         Ended { bio, result }
     }
 }
@@ -284,8 +292,9 @@ impl<D: BlockDevice> BlockDevice for Bounce<D> {
 
     fn submit(&mut self, mut bio: Bio) -> Result<(), Bio> {
         let route = self.route(&bio, &self.device.limits());
-        let (op, offset, len, fua, user) = (bio.op, bio.offset, bio.len, bio.fua, bio.user);
-        let flight = Flight { op, offset, len, fua, user, iter: None, done: 0, route };
+        let Bio { op, offset, len, fua, atomic, polled, user, .. } = bio;
+        let flight =
+            Flight { op, offset, len, fua, atomic, polled, user, iter: None, done: 0, route };
         let key = self.in_flight.insert(flight);
         if route == Route::Bounced {
             self.counters.bounced += 1;
@@ -330,6 +339,11 @@ impl<D: BlockDevice> BlockDevice for Bounce<D> {
 
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         self.device.data_after(offset)
+    }
+
+    fn atomic_bytes_max(&self) -> u64 {
+        // What is bounced has to fit into one buffer.
+        self.device.atomic_bytes_max().min(to_u64(BUFFER_MAX))
     }
 
     fn legs(&self) -> usize {

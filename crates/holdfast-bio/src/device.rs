@@ -18,6 +18,12 @@ pub trait BlockDevice {
     /// The bio itself. Whatever is wrong with it is told by its [`Ended`].
     fn submit(&mut self, bio: Bio) -> Result<(), Bio>;
 
+    /// Returns the most bytes that the device stores wholly or not at all, when their number is a
+    /// power of two and they begin at a multiple of it: 0 for a device that promises nothing.
+    fn atomic_bytes_max(&self) -> u64 {
+        0
+    }
+
     /// Returns how many legs the device has that each hold all of it: more than 1 for a mirror, also
     /// while some of them are missing.
     fn legs(&self) -> usize {

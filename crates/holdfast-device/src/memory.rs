@@ -133,6 +133,11 @@ impl BlockDevice for MemoryDevice {
         Limits::of_sectors(self.capacity)
     }
 
+    fn atomic_bytes_max(&self) -> u64 {
+        // Everything is stored under one lock, and gone with the process.
+        holdfast_units::to_u64(holdfast_iov::BUFFER_MAX)
+    }
+
     fn submit(&mut self, mut bio: Bio) -> Result<(), Bio> {
         let result = self.carry_out(&mut bio);
         self.ended.push(Ended { bio, result });

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use holdfast_checksum::{GuardKind, Stream, copy_generate, copy_volatile, generate_volatile};
 
 use crate::lease::Lease;
+use crate::memory::Memory;
+use crate::pool::Buffer;
 use crate::volatile::{OutOfRange, VolatileMemory};
 
 /// A run of memory inside one region, as [`IovIter`] keeps it.
@@ -33,6 +35,10 @@ enum Backing {
     Nothing,
     Volatile(Arc<VolatileMemory>),
     Lent(Arc<Lease>),
+    /// A buffer that is reached through the segments only.
+    Owned(Arc<Buffer>),
+    /// A buffer that others may read at the same time.
+    Shared(Arc<Buffer>),
 }
 
 /// A list of segments, which any number of [`IovIter`]s share.
@@ -126,10 +132,44 @@ impl IovIter {
     }
 
     pub(crate) fn lent(lease: Arc<Lease>) -> Self {
-        let segment = Segment { start: lease.start(), len: lease.len(), provider: 0 };
-        let count = segment.len;
-        let backing = Backing::Lent(lease);
+        let (start, count) = (lease.start(), lease.len());
+        Self::of_one(Backing::Lent(lease), start, count)
+    }
+
+    /// Returns an iterator over all of a buffer, so that several operations can move parts of it at
+    /// the same time.
+    pub fn of_buffer(buffer: Buffer) -> Self {
+        let (start, count) = (buffer.start(), buffer.len());
+        Self::of_one(Backing::Owned(Arc::new(buffer)), start, count)
+    }
+
+    /// Returns an iterator over all of a shared buffer, as a source only.
+    pub fn of_shared(buffer: Arc<Buffer>) -> Self {
+        let (start, count) = (buffer.start(), buffer.len());
+        Self::of_one(Backing::Shared(buffer), start, count)
+    }
+
+    fn of_one(backing: Backing, start: NonNull<u8>, count: usize) -> Self {
+        let segment = Segment { start, len: count, provider: 0 };
         Self::over(Arc::new(SegmentList { backing, segments: vec![segment], count }))
+    }
+
+    /// Returns the buffer that the iterator was made of. Without one, or while another iterator over
+    /// the buffer exists, the iterator itself is returned.
+    pub fn into_memory(mut self) -> Memory {
+        if let Backing::Shared(buffer) = &self.list.backing {
+            return Memory::Shared(Arc::clone(buffer));
+        }
+        if let Some(list) = Arc::get_mut(&mut self.list) {
+            match std::mem::replace(&mut list.backing, Backing::Nothing) {
+                Backing::Owned(buffer) => match Arc::try_unwrap(buffer) {
+                    Ok(buffer) => return Memory::Buffer(buffer),
+                    Err(buffer) => list.backing = Backing::Owned(buffer),
+                },
+                other => list.backing = other,
+            }
+        }
+        Memory::Iov(self)
     }
 
     /// Appends `len` bytes at `offset` of the region with this index to the iterator, and to none
@@ -284,7 +324,7 @@ impl IovIter {
         for run in self.runs() {
             let len = run.len.min(target.len() - copied);
             // SAFETY:
-            // - the run is readable, since `backing` keeps it mapped or borrowed.
+            // - the run is readable, since `backing` keeps it mapped, borrowed or owned.
             // - `target` is a reference, so it overlaps no segment.
             unsafe {
                 copy_volatile(run.start.as_ptr(), target[copied..][..len].as_mut_ptr(), len);
@@ -306,7 +346,7 @@ impl IovIter {
             let len = run.len.min(source.len() - copied);
             // SAFETY:
             // - `source` is a reference, so it overlaps no segment.
-            // - the run is writable: `backing` keeps it mapped, or mutably borrowed as checked.
+            // - the run is writable: `backing` keeps it mapped, mutably borrowed as checked, or owned.
             unsafe { copy_volatile(source[copied..][..len].as_ptr(), run.start.as_ptr(), len) };
             copied += len;
         }
@@ -341,7 +381,7 @@ impl IovIter {
                 // SAFETY: `at + len` is at most the length of `target`.
                 let target = unsafe { target.add(at) };
                 // SAFETY:
-                // - the run is readable, since `backing` keeps it mapped or borrowed.
+                // - the run is readable, since `backing` keeps it mapped, borrowed or owned.
                 // - `target` has `len` bytes left, and is borrowed, so it overlaps no segment.
                 unsafe { stream.copy(start, target, len) };
             }
@@ -359,11 +399,11 @@ impl IovIter {
         assert!(bytes <= self.count, "a guard needs all of its sector");
         self.generate_runs(kind, interval, bytes, guards, |run, _| match run {
             Piece::Whole(kind, start, len, guards) => {
-                // SAFETY: the run is readable, since `backing` keeps it mapped or borrowed.
+                // SAFETY: the run is readable, since `backing` keeps it mapped, borrowed or owned.
                 unsafe { generate_volatile(kind, interval, start, len, guards) };
             }
             Piece::Part(stream, start, len) => {
-                // SAFETY: the run is readable, since `backing` keeps it mapped or borrowed.
+                // SAFETY: the run is readable, since `backing` keeps it mapped, borrowed or owned.
                 unsafe { stream.update_volatile(start, len) };
             }
         });
@@ -424,7 +464,7 @@ impl IovIter {
                 // SAFETY: `at` is less than the length of the run.
                 let target = unsafe { run.start.add(at) };
                 let piece = (len - at).min(ZEROS.len());
-                // SAFETY: the run is writable: `backing` keeps it mapped, or mutably borrowed.
+                // SAFETY: the run is writable: `backing` keeps it mapped, mutably borrowed, or owned.
                 unsafe { copy_volatile(ZEROS.as_ptr(), target.as_ptr(), piece) };
             }
             zeroed += len;
@@ -452,8 +492,9 @@ impl IovIter {
     /// Returns whether the segments may be written to: not when they were lent as a source only.
     pub fn is_writable(&self) -> bool {
         match &self.list.backing {
-            Backing::Nothing | Backing::Volatile(_) => true,
+            Backing::Nothing | Backing::Volatile(_) | Backing::Owned(_) => true,
             Backing::Lent(lease) => lease.is_writable(),
+            Backing::Shared(_) => false,
         }
     }
 }
@@ -575,6 +616,28 @@ mod tests {
         let mut bvecs = Vec::new();
         iter.extract(usize::MAX, &mut bvecs);
         assert_eq!(bvecs.iter().map(|bvec| bvec.len).collect::<Vec<_>>(), [4608, 512]);
+    }
+
+    #[test]
+    fn a_buffer_is_moved_in_parts_and_is_a_buffer_again() {
+        let pool = crate::Pool::new(1 << 20).unwrap();
+        let mut iter = IovIter::of_buffer(pool.take(512).unwrap());
+        assert!(iter.is_writable() && !iter.is_volatile());
+        let mut head = iter.split_to(3);
+        assert_eq!((iter.copy_in(b"def"), head.copy_in(b"abc???")), (3, 3));
+        let Memory::Iov(iter) = iter.into_memory() else { panic!("a part is still held") };
+        drop(head);
+        let Memory::Buffer(buffer) = iter.into_memory() else { panic!("no part is held") };
+        assert_eq!(&buffer.as_slice()[..6], b"abcdef");
+    }
+
+    #[test]
+    fn a_shared_buffer_is_a_source_only() {
+        let buffer = Arc::new(crate::Pool::new(1 << 20).unwrap().take(512).unwrap());
+        let mut iter = IovIter::of_shared(Arc::clone(&buffer));
+        assert_eq!((iter.is_writable(), iter.copy_in(b"abc")), (false, 0));
+        let Memory::Shared(found) = iter.into_memory() else { panic!("it was shared") };
+        assert!(Arc::ptr_eq(&found, &buffer));
     }
 
     #[test]

@@ -79,6 +79,12 @@ impl Pool {
         self.take(bytes).or_else(|| self.take_from(0, UNITS))
     }
 
+    /// Takes a buffer of at least `bytes`, at most [`BUFFER_MAX`], or the one in reserve, which holds
+    /// as much. What was said of the reserve holds here, too.
+    pub fn take_whole_or_reserve(&self, bytes: usize) -> Option<Buffer> {
+        self.take_whole(bytes).or_else(|| self.take_from(0, UNITS))
+    }
+
     fn take_from(&self, chunk: usize, units: usize) -> Option<Buffer> {
         let unit = self.shared.chunks[chunk].take(units)?;
         Some(Buffer { pool: Arc::clone(&self.shared), chunk, unit, units })

@@ -86,8 +86,23 @@ impl Flight {
 
 /// Returns a bio like another, with memory of its own.
 const fn part_of(bio: &Bio, memory: Memory) -> Bio {
-    let Bio { op, offset, len, start, fua, guarded, tentative, user, leg, unread_legs, .. } = *bio;
-    Bio { op, offset, len, start, fua, guarded, tentative, memory, user, leg, unread_legs }
+    let Bio { op, offset, len, start, fua, atomic, polled, guarded, tentative, .. } = *bio;
+    let Bio { user, leg, unread_legs, .. } = *bio;
+    Bio {
+        op,
+        offset,
+        len,
+        start,
+        fua,
+        atomic,
+        polled,
+        guarded,
+        tentative,
+        memory,
+        user,
+        leg,
+        unread_legs,
+    }
 }
 
 impl<D: BlockDevice> MirrorDevice<D> {

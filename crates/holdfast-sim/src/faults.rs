@@ -192,6 +192,10 @@ impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
         }
     }
 
+    fn atomic_bytes_max(&self) -> u64 {
+        self.device.atomic_bytes_max()
+    }
+
     fn legs(&self) -> usize {
         self.device.legs()
     }

@@ -215,6 +215,28 @@ fn under_pressure_a_bio_goes_down_in_parts() {
 }
 
 #[test]
+fn an_atomic_bio_waits_for_a_buffer_that_holds_all_of_it() {
+    let (mut bounce, pool) = bounce(ReadPolicy::Always, 1 << 20);
+    let half = pool.take_whole(BUFFER_MAX / 2).unwrap();
+    let reserve = pool.take_whole_or_reserve(BUFFER_MAX).unwrap();
+    let memory = memory();
+    let iter = iter_over(&memory, &[(7, BUFFER_MAX)]);
+    let mut atomic = bio(Op::Write, 0, iter);
+    (atomic.atomic, atomic.polled) = (true, true);
+    bounce.submit(atomic).unwrap();
+    bounce.reap(&mut Vec::new());
+    assert_eq!(bounce.device.submitted.len(), 0);
+    drop((half, reserve));
+    bounce.reap(&mut Vec::new());
+    let below = &bounce.device.submitted[0];
+    assert_eq!((below.len, below.atomic, below.polled), (to_u64(BUFFER_MAX), true, true));
+    bounce.device.moves_max = 4096;
+    let ended = finish(&mut bounce, 1).pop().unwrap();
+    assert_eq!((ended.result, ended.bio.atomic, ended.bio.polled), (Ok(4096), true, true));
+    assert_eq!(left_in(&ended), BUFFER_MAX);
+}
+
+#[test]
 fn short_transfers_below_are_gone_on_with() {
     for op in [Op::Read, Op::Write] {
         for moves_max in [512, 1536, 4096, 12_800] {
