@@ -11,7 +11,7 @@ const ROWS: &[(u32, &[&str])] = &[
     (1, &["holdfast-iov", "holdfast-socket", "holdfast-xfs-format"]),
     (2, &["holdfast-bio", "holdfast-ring", "holdfast-virtqueue"]),
     (3, &["holdfast-integrity", "holdfast-device", "holdfast-sim", "holdfast-virtio-driver"]),
-    (4, &["holdfast-mirror", "holdfast-volume"]),
+    (4, &["holdfast-iomap", "holdfast-mirror", "holdfast-volume"]),
     (5, &["holdfast-xfs"]),
     (7, &["holdfast-nbd", "holdfast-vhost-user-blk"]),
     (8, &["holdfast-torture"]),

@@ -1,0 +1,226 @@
+//! The bios of a request, from submission to their end.
+
+use holdfast_bio::{Bio, BlockDevice, Ended, Error as BioError, Limits, Op};
+use holdfast_iov::{Buffer, Memory};
+use holdfast_units::{to_u64, to_usize};
+
+use super::DirectIo;
+use super::flight::{Kind, Pad, Part, Stage};
+use crate::Error;
+
+impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
+    /// Sends the next bio of data, which lies inside the current mapping.
+    pub(super) fn send_data(&mut self, key: usize) {
+        let limits = self.limits();
+        let flight = &mut self.flights[key];
+        let (at, left) = (flight.extents.at(), flight.extents.left());
+        let mapping = flight.extents.current().expect("bytes of it are left");
+        let address = mapping.address_of(at).expect("what has no place was dealt with");
+        let chunk = limits.first_chunk(address, left, limits.bytes_max);
+        let chunk = if chunk < left { flight.unit.align_down(chunk) } else { chunk };
+        let request = &flight.request;
+        if chunk == 0 {
+            flight.fail(BioError::Range { offset: address, len: flight.unit.bytes() });
+            return;
+        }
+        if request.flags.atomic && !flight.is_whole(chunk) {
+            let (offset, len) = (request.offset, request.len);
+            flight.fail(Error::NotAtomic { offset, len });
+            return;
+        }
+        let ends = chunk == left;
+        let tail = if ends && request.is_write() { flight.tail(at + chunk) } else { None };
+        let is_only = flight.is_whole(chunk) && !flight.padded && tail.is_none();
+        let flags = request.flags;
+        let op = if request.is_write() { Op::Write } else { Op::Read };
+        flight.durable = is_only && op == Op::Write && flags.dsync;
+        let fits = flight.is_whole(chunk) && fits(&limits, &flight.request, address, chunk);
+        let memory = if fits {
+            std::mem::take(&mut flight.request.memory)
+        } else {
+            Memory::Iov(flight.take_memory(chunk))
+        };
+        let mut bio = Bio::new(op, address, chunk, memory);
+        bio.start = if fits { flight.request.start } else { 0 };
+        bio.fua = flight.durable;
+        bio.atomic = flags.atomic;
+        bio.polled = flags.polled && is_only;
+        flight.push_run(at, chunk, flight.kind_of_run());
+        flight.extents.advance(chunk);
+        flight.done += chunk;
+        flight.pad = tail;
+        flight.padded |= tail.is_some();
+        self.send_new(key, Kind::Data, bio);
+    }
+
+    /// Sends the next bio of what is filled in. Returns `false` when there is no buffer.
+    pub(super) fn send_pad(&mut self, key: usize, pad: Pad) -> bool {
+        let limits = self.limits();
+        let want = to_usize(pad.len).saturating_add(2 * limits.sector.len());
+        let Some(mut buffer) = self.pool.take_or_reserve(want) else { return false };
+        let keeps = pad.keep > 0;
+        let room = buffer.len();
+        let mut len = limits.first_chunk(pad.target, pad.len, room);
+        if keeps {
+            let kept = limits.granularity.align_up(pad.keep.min(len)).unwrap_or(len);
+            let readable = limits.first_chunk(pad.source, kept, room);
+            len = if readable < kept { len.min(readable) } else { len };
+        }
+        if len < pad.len {
+            len = limits.granularity.align_down(len);
+        }
+        let flight = &mut self.flights[key];
+        if len == 0 {
+            flight.fail(BioError::Range { offset: pad.target, len: pad.len });
+            return true;
+        }
+        let now = Pad { len, keep: pad.keep.min(len), ..pad };
+        flight.pad = (len < pad.len).then(|| Pad {
+            target: pad.target + len,
+            len: pad.len - len,
+            source: pad.source + len,
+            keep: pad.keep - now.keep,
+        });
+        let bio = if keeps {
+            let kept = limits.granularity.align_up(now.keep).unwrap_or(now.keep);
+            let bio = Bio::new(Op::Read, now.source, kept, Memory::Buffer(buffer));
+            bio.with_start(to_usize(limits.sector.offset_in(now.source)))
+        } else {
+            fill_in(&limits, &now, &mut buffer);
+            write_of(&limits, &now, buffer)
+        };
+        self.send_new(key, Kind::Pad(now), bio);
+        true
+    }
+
+    /// Sends a flush of the device.
+    pub(super) fn send_flush(&mut self, key: usize) {
+        self.flights[key].stage = Stage::Flush;
+        let user = self.part(key, Kind::Flush);
+        self.send(Bio::flush().with_user(user));
+    }
+
+    /// Sends a bio that is not the continuation of another.
+    fn send_new(&mut self, key: usize, kind: Kind, bio: Bio) {
+        let user = self.part(key, kind);
+        let bio = bio.with_user(user);
+        if !self.flights[key].request.flags.nowait {
+            self.send(bio);
+            return;
+        }
+        let refused =
+            if self.backlog.is_empty() { self.device.submit(bio).err() } else { Some(bio) };
+        if let Some(bio) = refused {
+            self.flights[key].fail(Error::Again);
+            self.release(bio);
+        }
+    }
+
+    fn part(&mut self, flight: usize, kind: Kind) -> u64 {
+        self.flights[flight].in_flight += 1;
+        to_u64(self.parts.insert(Part { flight, kind }))
+    }
+
+    fn send(&mut self, bio: Bio) {
+        let refused =
+            if self.backlog.is_empty() { self.device.submit(bio).err() } else { Some(bio) };
+        self.backlog.extend(refused);
+    }
+
+    /// Sends what found the queue full. What has failed meanwhile is not sent any more.
+    pub(super) fn send_backlog(&mut self) {
+        while let Some(bio) = self.backlog.pop_front() {
+            let part = self.parts[to_usize(bio.user)];
+            if self.flights[part.flight].error.is_some() {
+                self.release(bio);
+            } else if let Err(bio) = self.device.submit(bio) {
+                self.backlog.push_front(bio);
+                return;
+            }
+        }
+    }
+
+    /// Takes a bio that has ended, and lets go of it unless it goes on.
+    pub(super) fn bio_ended(&mut self, ended: Ended) {
+        let Ended { mut bio, result } = ended;
+        let limits = self.limits();
+        let part = self.parts[to_usize(bio.user)];
+        let flight = &mut self.flights[part.flight];
+        let moved = match result {
+            Ok(_) if matches!(part.kind, Kind::Flush) => bio.len,
+            Ok(moved) => limits.granularity.align_down(moved.min(bio.len)),
+            Err(error) => {
+                flight.fail(error);
+                return self.release(bio);
+            }
+        };
+        if moved < bio.len {
+            if moved == 0 || bio.atomic {
+                flight.fail(BioError::IO);
+            }
+            if flight.error.is_some() {
+                return self.release(bio);
+            }
+            skip(&mut bio, moved);
+            return self.send(bio);
+        }
+        match part.kind {
+            Kind::Pad(pad) if bio.op == Op::Read && flight.error.is_none() => {
+                let user = bio.user;
+                if let Memory::Buffer(mut buffer) = bio.memory {
+                    fill_in(&limits, &pad, &mut buffer);
+                    self.send(write_of(&limits, &pad, buffer).with_user(user));
+                }
+            }
+            _ => self.release(bio),
+        }
+    }
+
+    /// Lets go of a bio that is not in flight any more.
+    fn release(&mut self, bio: Bio) {
+        let part = self.parts.remove(to_usize(bio.user));
+        let flight = &mut self.flights[part.flight];
+        flight.in_flight -= 1;
+        if let (Kind::Data, Memory::Buffer(buffer)) = (part.kind, bio.memory) {
+            flight.request.memory = Memory::Buffer(buffer);
+        }
+        self.touched.push(part.flight);
+    }
+}
+
+/// Returns whether the one bio of a request can have its buffer as it is.
+fn fits<F>(limits: &Limits, request: &crate::Request<F>, address: u64, len: u64) -> bool {
+    match &request.memory {
+        Memory::Buffer(buffer) => {
+            to_u64(request.start) == limits.sector.offset_in(address)
+                && limits.whole_sectors(address, len) <= buffer.len()
+        }
+        Memory::Iov(_) | Memory::Shared(_) | Memory::None => false,
+    }
+}
+
+/// Moves the beginning of a bio forward, after a transfer that was short.
+fn skip(bio: &mut Bio, moved: u64) {
+    bio.offset += moved;
+    bio.len -= moved;
+    match &mut bio.memory {
+        Memory::Iov(iter) => iter.advance(to_usize(moved)),
+        Memory::Buffer(_) | Memory::Shared(_) => bio.start += to_usize(moved),
+        Memory::None => {}
+    }
+}
+
+/// Makes a buffer that has what was read of the source one that has what goes to the target.
+fn fill_in(limits: &Limits, pad: &Pad, buffer: &mut Buffer) {
+    let source = to_usize(limits.sector.offset_in(pad.source));
+    let target = to_usize(limits.sector.offset_in(pad.target));
+    let (keep, len) = (to_usize(pad.keep), to_usize(pad.len));
+    let bytes = buffer.as_mut_slice();
+    bytes.copy_within(source..source + keep, target);
+    bytes[target + keep..target + len].fill(0);
+}
+
+fn write_of(limits: &Limits, pad: &Pad, buffer: Buffer) -> Bio {
+    let bio = Bio::new(Op::Write, pad.target, pad.len, Memory::Buffer(buffer));
+    bio.with_start(to_usize(limits.sector.offset_in(pad.target)))
+}
