@@ -9,6 +9,7 @@ use common::{BLOCK, Bench, CAPACITY, Event, FILE, STALE, data, volatile};
 use holdfast_bio::{Error as BioError, Op};
 use holdfast_iomap::{Direction, Error, Flags, IoendKind, Kind, Mapping, MappingFault, Request};
 use holdfast_iov::{IovIter, Memory, Region, VolatileMemory};
+use holdfast_units::BlockSize;
 
 const DSYNC: Flags =
     Flags { nowait: false, dsync: true, atomic: false, polled: false, block_aligned: false };
@@ -342,6 +343,15 @@ fn an_atomic_write_from_memory_of_two_providers_is_invalid() {
 }
 
 #[test]
+fn an_atomic_write_from_memory_that_is_too_short_is_invalid() {
+    let mut bench = file_of(2, State::Written);
+    let mut request = bench.write_of(0, &data(2 * BLOCK, 1)).with_flags(ATOMIC);
+    request.start = request.memory.len() - BLOCK;
+    let len = 2 * BLOCK as u64;
+    assert_eq!(bench.run(request).result, Err(Error::NotAtomic { offset: 0, len }));
+}
+
+#[test]
 fn an_atomic_write_that_is_cut_short_fails() {
     let mut bench = file_of(2, State::Written);
     bench.disk().moves_max = BLOCK as u64;
@@ -367,6 +377,48 @@ fn what_a_write_leaves_of_a_shared_block_is_copied() {
     assert!(bench.contents() == expected);
     assert!(stored(&bench, BLOCK, 3 * BLOCK) == old, "the others still have the old bytes");
     assert_eq!(bench.ioends().last().unwrap().kind, IoendKind::Shared);
+}
+
+#[test]
+fn a_block_is_copied_to_another_place_in_its_sector() {
+    let mut bench = Bench::with(|disk| disk.limits.sector = BlockSize::new(8192).unwrap());
+    bench.fs.place(FILE, 0..2, State::Shared(None));
+    bench.fs.inode(FILE).size = 2 * BLOCK as u64;
+    // The second block moves from the first half of a sector to the second half of another.
+    bench.medium.store(2 * BLOCK as u64, &data(BLOCK, 9));
+    bench.write(BLOCK + 512, &data(1024, 1)).unwrap();
+    let mut expected = [vec![STALE; BLOCK], data(BLOCK, 9)].concat();
+    expected[BLOCK + 512..][..1024].copy_from_slice(&data(1024, 1));
+    assert!(bench.contents() == expected);
+}
+
+#[test]
+fn what_is_copied_is_read_in_parts_where_the_device_cannot_read_it_at_once() {
+    let mut bench = Bench::with(|disk| {
+        disk.limits.sector = BlockSize::new(8192).unwrap();
+        disk.limits.bytes_max = 8192;
+    });
+    // The old place goes over the end of a sector, and no bio is longer than one.
+    let source = 6144;
+    bench.fs.inode(FILE).size = BLOCK as u64;
+    bench.medium.store(source, &data(BLOCK, 9));
+    let mut mapping = Mapping::new(0, BLOCK as u64, Kind::Mapped { address: 16_384 });
+    (mapping.shared, mapping.source) = (true, Some(source));
+    bench.fs.answer = Some(mapping);
+    bench.write(BLOCK - 512, &data(512, 1)).unwrap();
+    let expected = [&data(BLOCK, 9)[..BLOCK - 512], &data(512, 1)].concat();
+    assert!(stored(&bench, 16_384, BLOCK) == expected);
+}
+
+#[test]
+fn a_shared_block_that_moved_has_nothing_stale_behind_the_end() {
+    let mut bench = file_of(1, State::Shared(None));
+    bench.fs.inode(FILE).size = 100;
+    // The old bytes are read and written, and then come the data.
+    bench.disk().failures = vec![(2, BioError::IO)];
+    assert_eq!(bench.write(1024, &data(512, 1)), Err(Error::Bio(BioError::IO)));
+    let expected = [vec![STALE; 100], vec![0; BLOCK - 100]].concat();
+    assert!(stored(&bench, 2 * BLOCK, BLOCK) == expected);
 }
 
 #[test]
@@ -410,6 +462,17 @@ fn inline_data_are_read_and_written() {
     assert!(bench.contents() == expected);
     assert_eq!(bench.bios(), []);
     assert_eq!(bench.events().last(), Some(&Event::Commit));
+}
+
+#[test]
+fn what_the_file_is_longer_than_its_inline_data_reads_as_zeros() {
+    let mut bench = Bench::new();
+    bench.fs.inode(FILE).inline = Some(data(700, 1));
+    bench.fs.inode(FILE).size = 2000;
+    let (result, bytes) = bench.read(512, 2048);
+    assert_eq!(result, Ok(1488));
+    assert!(bytes == in_zeros(2048, 0, &data(700, 1)[512..]));
+    assert_eq!(bench.read(1024, 512), (Ok(512), vec![0; 512]));
 }
 
 #[test]

@@ -131,6 +131,31 @@ fn short_transfers_are_gone_on_with() {
 }
 
 #[test]
+fn a_transfer_that_ends_inside_a_sector_is_gone_on_with_from_its_beginning() {
+    let mut bench = scattered(2);
+    bench.disk().tells_less = 24;
+    let bytes = data(2 * BLOCK, 1);
+    assert_eq!(bench.write(0, &bytes), Ok(bytes.len() as u64));
+    assert_eq!(bench.bios()[2], (Op::Write, 2 * BLOCK as u64 - 512, 512));
+    assert_eq!(bench.read(0, bytes.len()), (Ok(bytes.len() as u64), bytes));
+}
+
+#[test]
+fn a_buffer_that_suits_the_sectors_of_the_device_is_not_copied() {
+    for (start, copied) in [(512, false), (0, true), (1024, true)] {
+        let mut bench = Bench::with(|disk| disk.limits.sector = BlockSize::PAGE);
+        bench.fs.place(FILE, 0..2, State::Written);
+        bench.fs.inode(FILE).size = 2 * BLOCK as u64;
+        let mut request = bench.write_of(512, &data(BLOCK + 1024, 1));
+        (request.start, request.len) = (start, BLOCK as u64);
+        bench.run(request).result.unwrap();
+        let bytes = &data(BLOCK + 1024, 1)[start..][..BLOCK];
+        assert!(bench.contents()[512..512 + BLOCK] == *bytes);
+        assert_eq!(bench.io.device().counters().bounced > 0, copied, "{start}");
+    }
+}
+
+#[test]
 fn a_transfer_of_nothing_is_an_error() {
     let mut bench = scattered(1);
     bench.disk().moves_max = 0;
@@ -317,6 +342,11 @@ fn the_file_systems_error_is_the_requests() {
     assert_eq!(bench.write(0, &data(4 * BLOCK, 1)), Err(corrupt.clone()));
     bench.fs.corrupt_from = u64::MAX;
     bench.fs.complete_fails = true;
+    assert_eq!(bench.write(0, &data(BLOCK, 1)), Err(corrupt.clone()));
+    bench.fs.complete_fails = false;
+    bench.fs.end_fails = true;
+    assert_eq!(bench.write(0, &data(BLOCK, 1)), Err(corrupt.clone()));
+    bench.fs.corrupt_from = 0;
     assert_eq!(bench.write(0, &data(BLOCK, 1)), Err(corrupt));
 }
 
@@ -383,6 +413,16 @@ fn extents_are_listed_one_after_the_other() {
     }
     assert_eq!(found, [(0, 1), (1, 1), (2, 3), (5, 1)]);
     assert_eq!(bench.fs.size(FILE), 2 * BLOCK as u64, "asking changes nothing");
+}
+
+#[test]
+fn the_extents_end_where_one_was_not_used_up() {
+    let mut bench = scattered(2);
+    let mut extents = Extents::new(0, 2 * BLOCK as u64, How::new(Purpose::Report));
+    assert!(extents.next(&mut bench.fs, FILE).unwrap().is_some());
+    extents.advance(512);
+    assert_eq!(extents.next(&mut bench.fs, FILE).unwrap(), None);
+    assert_eq!((extents.at(), extents.left()), (512, 0));
 }
 
 #[test]

@@ -12,13 +12,14 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
     where
         M: Mapper<File = F, Error = E>,
     {
-        let mut drained = std::mem::take(&mut self.drained);
+        let mut drained = std::mem::take(&mut self.settling);
+        drained.append(&mut self.drained);
         drained.retain(|&key| !self.flushes(key));
         for &key in &drained {
             self.collect_ioends(key);
         }
         self.tell(mapper);
-        for key in drained {
+        for key in drained.drain(..) {
             let flight = &mut self.flights[key];
             if flight.stage == Stage::Gap && flight.error.is_none() {
                 flight.begin_data();
@@ -27,6 +28,7 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
                 self.finish(mapper, key);
             }
         }
+        self.settling = drained;
     }
 
     /// Flushes the device after a write that is to be durable and is not yet. Returns whether it does.

@@ -206,7 +206,6 @@ impl<F: Copy + Ord, E> Flight<F, E> {
             }
             Memory::Iov(iter) if from < len.min(iter.count()) => {
                 let mut behind = iter.clone();
-                behind.truncate(len);
                 behind.advance(from);
                 behind.zero(len - from);
             }

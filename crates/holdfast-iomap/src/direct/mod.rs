@@ -49,6 +49,8 @@ pub struct DirectIo<D: BlockDevice, F, E> {
     hungry: Vec<usize>,
     /// Have nothing in flight and nothing left to submit.
     drained: Vec<usize>,
+    /// Room for those while they are dealt with.
+    settling: Vec<usize>,
     /// Had a bio end in this turn.
     touched: Vec<usize>,
     finished: Vec<Finished<F, E>>,
@@ -80,6 +82,7 @@ impl<D: BlockDevice, F, E> DirectIo<D, F, E> {
             blocked: VecDeque::new(),
             hungry: Vec::new(),
             drained: Vec::new(),
+            settling: Vec::new(),
             touched: Vec::new(),
             finished: Vec::new(),
             below: Vec::new(),

@@ -78,7 +78,7 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
         flight.pad = (len < pad.len).then(|| Pad {
             target: pad.target + len,
             len: pad.len - len,
-            source: pad.source + len,
+            source: pad.source.saturating_add(len),
             keep: pad.keep - now.keep,
         });
         let bio = if keeps {

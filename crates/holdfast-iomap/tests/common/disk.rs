@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
 use holdfast_device::MemoryDevice;
 use holdfast_iov::Memory;
+use holdfast_units::BlockSize;
 
 use super::{Event, Log};
 
@@ -22,6 +23,8 @@ pub(crate) struct Disk {
     pub(crate) failures: Vec<(usize, Error)>,
     /// The most bytes that one transfer moves.
     pub(crate) moves_max: u64,
+    /// How many bytes less a transfer of several sectors is told to have moved.
+    pub(crate) tells_less: u64,
     taken: usize,
     numbers: VecDeque<usize>,
 }
@@ -37,6 +40,7 @@ impl Disk {
             depth: usize::MAX,
             failures: Vec::new(),
             moves_max: u64::MAX,
+            tells_less: 0,
             taken: 0,
             numbers: VecDeque::new(),
         }
@@ -60,7 +64,29 @@ impl Disk {
         self.medium.reap(&mut ended);
         let mut ended = ended.pop().unwrap();
         ended.bio.len = len;
+        ended.result = ended.result.map(|moved| {
+            if moved > BlockSize::SECTOR.bytes() { moved - self.tells_less } else { moved }
+        });
         ended
+    }
+
+    /// Checks what a volume asks of memory: that there is room for the whole sectors that are touched.
+    fn check_memory(&self, bio: &Bio) {
+        let sector = self.limits.sector;
+        let head = sector.offset_in(bio.offset);
+        assert!(head + bio.len <= self.limits.bytes_max as u64, "{bio:?}");
+        match &bio.memory {
+            Memory::Buffer(buffer) => {
+                assert_eq!(bio.start as u64, head, "{bio:?}");
+                assert!(self.limits.whole_sectors(bio.offset, bio.len) <= buffer.len(), "{bio:?}");
+            }
+            Memory::Iov(iter) => {
+                assert!(sector.is_aligned(bio.offset) && sector.is_aligned(bio.len), "{bio:?}");
+                assert_eq!((iter.count() as u64, bio.start), (bio.len, 0), "{bio:?}");
+            }
+            Memory::None => assert_eq!(bio.op, Op::Flush),
+            Memory::Shared(_) => panic!("a volume takes no shared buffer: {bio:?}"),
+        }
     }
 }
 
@@ -76,6 +102,9 @@ impl BlockDevice for Disk {
     fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
         if self.queue.len() >= self.depth {
             return Err(bio);
+        }
+        if self.moves_max == u64::MAX && self.tells_less == 0 {
+            self.check_memory(&bio);
         }
         let Bio { op, offset, len, fua, atomic, polled, .. } = bio;
         let copy = matches!(bio.memory, Memory::Buffer(_));

@@ -55,6 +55,7 @@ pub(crate) struct TestFs {
     /// What the next question is answered.
     pub(crate) answer: Option<Mapping>,
     pub(crate) complete_fails: bool,
+    pub(crate) end_fails: bool,
     /// Of this pool all must be free whenever something has ended.
     pub(crate) watched: Option<Pool>,
 }
@@ -71,6 +72,7 @@ impl TestFs {
             corrupt_from: u64::MAX,
             answer: None,
             complete_fails: false,
+            end_fails: false,
             watched: None,
         }
     }
@@ -211,7 +213,7 @@ impl Mapper for TestFs {
 
     fn end(&mut self, _: u32, mapping: &Mapping, done: u64, _: How) -> Result<(), Error<FsError>> {
         self.log.borrow_mut().push(Event::End { offset: mapping.offset, done });
-        Ok(())
+        if self.end_fails { Err(Error::FileSystem(FsError::Corrupt)) } else { Ok(()) }
     }
 
     fn store_inline(&mut self, file: u32, offset: u64, bytes: &[u8]) -> Result<(), Error<FsError>> {
