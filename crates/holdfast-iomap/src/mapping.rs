@@ -206,8 +206,8 @@ pub trait Mapper {
     /// After a write that succeeded the file system converts unwritten blocks that the range touches,
     /// puts new and shared ones in their place, and makes the file as long as [`Ioend::size`] says:
     /// together, so that no crash finds one without the other. Its own record of this must not become
-    /// durable before the data are: they are when [`commit`](Self::commit) follows, and otherwise
-    /// after the next flush of the device.
+    /// durable before the data are: for a durable write they are, for all others after the next flush of
+    /// the device.
     ///
     /// # Errors
     ///
@@ -217,8 +217,9 @@ pub trait Mapper {
         ioend: &Ioend<Self::File, Self::Error>,
     ) -> Result<(), Error<Self::Error>>;
 
-    /// Makes durable what must be found after a crash to read what was written to the file. The data
-    /// themselves are.
+    /// Makes durable what must be found after a crash to read what was written to the file. The data of
+    /// that write are durable. Those of other writes, which [`complete`](Self::complete) told of, too,
+    /// may not be: if their records become durable along with it, the device is flushed first.
     ///
     /// # Errors
     ///

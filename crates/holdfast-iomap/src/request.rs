@@ -18,7 +18,7 @@ pub enum Direction {
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own, in any combination")]
 pub struct Flags {
     /// Fail with [`Error::Again`] rather than wait for metadata, for another write to the same blocks,
-    /// or for a place in the queue of the device.
+    /// for a place in the queue of the device, or for a buffer.
     pub nowait: bool,
     /// A write ends when it is durable, with all that is needed to find it (`O_DSYNC`).
     pub dsync: bool,

@@ -499,6 +499,10 @@ fn without_a_buffer_for_the_rest_of_a_block_a_write_waits() {
     let (_memory, iter) = volatile(&data(512, 1), 0);
     bench.submit(Request::new(Direction::Write, FILE, 512, 512, Memory::Iov(iter)));
     assert!(bench.reap().is_empty() && bench.bios().is_empty());
+    let (_memory, iter) = volatile(&data(512, 1), 0);
+    let other = Request::new(Direction::Write, FILE + 1, 512, 512, Memory::Iov(iter));
+    let nowait = Flags { nowait: true, ..Flags::default() };
+    assert_eq!(bench.run(other.with_flags(nowait)).result, Err(Error::Again));
     drop(all);
     bench.finish(1).pop().unwrap().result.unwrap();
     assert!(bench.contents() == in_zeros(BLOCK, 512, &data(512, 1)));

@@ -102,10 +102,8 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
             }
         }
         let flight = &mut self.flights[key];
-        let finished = flight.extents.finish(mapper, flight.request.file);
-        if let Err(error) = finished {
-            flight.fail(error);
-        }
+        // A mapping is left only when the request has failed, and so has its first error.
+        let _second_error = flight.extents.finish(mapper, flight.request.file);
         flight.submitted = true;
         if flight.in_flight == 0 {
             flight.drained = true;

@@ -53,11 +53,17 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
         self.send_new(key, Kind::Data, bio);
     }
 
-    /// Sends the next bio of what is filled in. Returns `false` when there is no buffer.
+    /// Sends the next bio of what is filled in. Returns `false` when that must wait for a buffer.
     pub(super) fn send_pad(&mut self, key: usize, pad: Pad) -> bool {
         let limits = self.limits();
         let want = to_usize(pad.len).saturating_add(2 * limits.sector.len());
-        let Some(mut buffer) = self.pool.take_or_reserve(want) else { return false };
+        let Some(mut buffer) = self.pool.take_or_reserve(want) else {
+            let flight = &mut self.flights[key];
+            if flight.request.flags.nowait {
+                flight.fail(Error::Again);
+            }
+            return flight.error.is_some();
+        };
         let keeps = pad.keep > 0;
         let room = buffer.len();
         let mut len = limits.first_chunk(pad.target, pad.len, room);

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_device::MemoryDevice;
 use holdfast_iomap::{Error, How, Ioend, IoendKind, Kind, Mapper, Mapping, Purpose};
 use holdfast_iov::Pool;
 use holdfast_units::BlockSize;
@@ -98,7 +97,7 @@ impl TestFs {
     }
 
     /// Returns what a program would read.
-    pub(crate) fn contents(&self, file: u32, medium: &MemoryDevice) -> Vec<u8> {
+    pub(crate) fn contents(&self, file: u32, mut load: impl FnMut(u64, &mut [u8])) -> Vec<u8> {
         let Some(inode) = self.files.get(&file) else { return Vec::new() };
         if let Some(inline) = &inode.inline {
             return inline.clone();
@@ -108,7 +107,7 @@ impl TestFs {
             if let Some((address, State::Written | State::Shared(_))) =
                 inode.blocks.get(&(at as u64))
             {
-                medium.load(*address, piece);
+                load(*address, piece);
             }
         }
         bytes

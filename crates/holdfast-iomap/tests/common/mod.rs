@@ -5,6 +5,7 @@
 
 pub(crate) mod disk;
 pub(crate) mod fs;
+pub(crate) mod world;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -142,7 +143,7 @@ impl Bench {
 
     /// Returns what a program would read of the file.
     pub(crate) fn contents(&self) -> Vec<u8> {
-        self.fs.contents(FILE, &self.medium)
+        self.fs.contents(FILE, |address, target| self.medium.load(address, target))
     }
 
     pub(crate) fn size(&self) -> usize {
