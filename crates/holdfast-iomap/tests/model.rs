@@ -6,48 +6,18 @@
 
 mod common;
 
-use std::sync::Arc;
-
-use common::world::{Ask, CAPACITY, Medium, Setup, World, asks, setups};
+use common::volume::{OnVolume, volume};
+use common::world::{Ask, CAPACITY, Setup, World, asks, setups};
 use holdfast_bio::ReadPolicy;
-use holdfast_checksum::GuardKind;
 use holdfast_device::MemoryDevice;
 use holdfast_iov::Pool;
 use holdfast_sim::{Faults, FaultyDevice};
 use holdfast_units::BlockSize;
-use holdfast_volume::{Client, CreateOptions, OpenOptions, Queue, Volume};
+use holdfast_volume::{Client, Queue};
 use proptest::prelude::*;
 
 fn batches() -> impl Strategy<Value = Vec<Vec<Ask>>> {
     prop::collection::vec(prop::collection::vec(asks(), 1..6), 1..9)
-}
-
-/// A volume, as who is not the file system sees it.
-struct OnVolume(Client<MemoryDevice>);
-
-impl Medium for OnVolume {
-    fn load(&mut self, address: u64, target: &mut [u8]) {
-        let mut sectors = vec![0; target.len().next_multiple_of(512)];
-        self.0.read_at(address, &mut sectors).unwrap();
-        target.copy_from_slice(&sectors[..target.len()]);
-    }
-
-    fn store(&mut self, address: u64, source: &[u8]) {
-        self.0.write_at(address, source).unwrap();
-    }
-}
-
-fn volume(sector: BlockSize) -> (MemoryDevice, Arc<Volume>) {
-    let options = CreateOptions {
-        capacity: CAPACITY as u64,
-        sector,
-        guard: GuardKind::Crc32c,
-        application_tag: CreateOptions::APPLICATION_TAG,
-    };
-    let mut device = MemoryDevice::new(options.geometry().unwrap().device_len());
-    Volume::create(&mut device, &options).unwrap();
-    let volume = Volume::open(&mut device, &OpenOptions::default()).unwrap();
-    (device, volume)
 }
 
 fn run_on_volume(setup: &Setup, batches: &[Vec<Ask>], sector: BlockSize) {

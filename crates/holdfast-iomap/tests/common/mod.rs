@@ -5,6 +5,7 @@
 
 pub(crate) mod disk;
 pub(crate) mod fs;
+pub(crate) mod volume;
 pub(crate) mod world;
 
 use std::cell::RefCell;
