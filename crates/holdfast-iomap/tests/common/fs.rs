@@ -29,7 +29,7 @@ pub(crate) enum State {
     Shared(Option<u64>),
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Inode {
     pub(crate) size: u64,
     /// Address and state, by the number of the block in the file.
