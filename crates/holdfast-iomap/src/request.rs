@@ -4,13 +4,16 @@ use holdfast_iov::Memory;
 
 use crate::Error;
 
-/// Whether a request reads or writes.
+/// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Into the memory.
     Read,
     /// From the memory.
     Write,
+    /// Makes the range read as zeros, without memory, from any byte to any other: what is mapped is
+    /// written, and holes and unwritten blocks stay. The size of the file stays, too.
+    Zero,
 }
 
 /// How a request is to be carried out.
@@ -33,7 +36,7 @@ pub struct Flags {
 /// Bytes of a file to be read or written.
 #[derive(Debug)]
 pub struct Request<F> {
-    /// Which way.
+    /// What to do.
     pub direction: Direction,
     /// The file.
     pub file: F,
@@ -52,6 +55,11 @@ pub struct Request<F> {
 }
 
 impl<F> Request<F> {
+    /// Returns a request that makes the `len` bytes at `offset` read as zeros.
+    pub const fn zero(file: F, offset: u64, len: u64) -> Self {
+        Self::new(Direction::Zero, file, offset, len, Memory::None)
+    }
+
     /// Returns a request for the `len` bytes at `offset`.
     pub const fn new(direction: Direction, file: F, offset: u64, len: u64, memory: Memory) -> Self {
         let flags = Flags {
@@ -79,7 +87,7 @@ impl<F> Request<F> {
     }
 
     pub(crate) const fn is_write(&self) -> bool {
-        matches!(self.direction, Direction::Write)
+        !matches!(self.direction, Direction::Read)
     }
 }
 

@@ -187,7 +187,8 @@ fn when_the_zeros_fail_the_data_are_not_written() {
     bench.fs.inode(FILE).size = 100;
     bench.disk().failures = vec![(0, BioError::IO)];
     assert_eq!(bench.write(BLOCK, &data(BLOCK, 1)), Err(Error::Bio(BioError::IO)));
-    assert_eq!((bench.bios().len(), bench.size()), (1, 100));
+    assert!(bench.bios().iter().all(|bio| bio.1 + bio.2 <= 2 * BLOCK as u64));
+    assert_eq!(bench.size(), 100);
 }
 
 #[test]
@@ -199,6 +200,59 @@ fn a_long_gap_is_zeroed_in_many_bios() {
     let mut expected = in_zeros(63 * BLOCK + 512, 63 * BLOCK, &data(512, 1));
     expected[..100].fill(STALE);
     assert!(bench.contents() == expected);
+}
+
+#[test]
+fn a_range_from_any_byte_to_any_other_is_zeroed() {
+    for state in [State::Written, State::Shared(None)] {
+        for (at, len) in [(100, 7), (100, 2 * BLOCK), (512, 512), (511, 1), (0, 3 * BLOCK)] {
+            let mut bench = file_of(3, state);
+            let result = bench.run(Request::zero(FILE, at as u64, len as u64)).result;
+            assert_eq!(result, Ok(len as u64));
+            let mut expected = vec![STALE; 3 * BLOCK];
+            expected[at..at + len].fill(0);
+            assert!(bench.contents() == expected, "{at} {len} {state:?}");
+        }
+    }
+}
+
+#[test]
+fn zeroing_leaves_holes_unwritten_blocks_and_the_size_as_they_are() {
+    let mut bench = Bench::new();
+    bench.fs.place(FILE, 1..2, State::Unwritten);
+    bench.fs.place(FILE, 3..4, State::Written);
+    bench.fs.inode(FILE).size = 2 * BLOCK as u64;
+    bench.run(Request::zero(FILE, 0, 8 * BLOCK as u64)).result.unwrap();
+    let block = BLOCK as u64;
+    assert_eq!(bench.bios(), [(Op::Write, 2 * block, block)]);
+    assert_eq!((bench.size(), bench.fs.inode(FILE).blocks.len()), (2 * BLOCK, 2));
+}
+
+#[test]
+fn zeroing_durably_is_flushed_and_committed() {
+    let mut bench = file_of(1, State::Written);
+    let request = Request::zero(FILE, 100, 1000).with_flags(DSYNC);
+    assert_eq!(bench.run(request).result, Ok(1000));
+    assert_eq!(bench.bios().last(), Some(&(Op::Flush, 0, 0)));
+    assert_eq!(bench.events().last(), Some(&Event::Commit));
+}
+
+#[test]
+fn zeroing_cannot_be_atomic_and_does_not_go_beyond_any_file() {
+    let mut bench = file_of(1, State::Written);
+    let result = bench.run(Request::zero(FILE, 0, 512).with_flags(ATOMIC)).result;
+    assert_eq!(result, Err(Error::NotAtomic { offset: 0, len: 512 }));
+    let result = bench.run(Request::zero(FILE, 1, u64::MAX)).result;
+    assert_eq!(result, Err(Error::TooFar { offset: 1, len: u64::MAX }));
+}
+
+#[test]
+fn inline_data_are_zeroed_and_not_made_longer() {
+    let mut bench = Bench::new();
+    bench.fs.inode(FILE).inline = Some(data(700, 1));
+    bench.fs.inode(FILE).size = 700;
+    bench.run(Request::zero(FILE, 600, 1000)).result.unwrap();
+    assert!(bench.contents() == in_zeros(700, 0, &data(700, 1)[..600]));
 }
 
 #[test]
@@ -414,8 +468,8 @@ fn what_is_copied_is_read_in_parts_where_the_device_cannot_read_it_at_once() {
 fn a_shared_block_that_moved_has_nothing_stale_behind_the_end() {
     let mut bench = file_of(1, State::Shared(None));
     bench.fs.inode(FILE).size = 100;
-    // The old bytes are read and written, and then come the data.
-    bench.disk().failures = vec![(2, BioError::IO)];
+    // The old bytes are read and written, and zeros behind them, and then come the data.
+    bench.disk().failures = vec![(3, BioError::IO)];
     assert_eq!(bench.write(1024, &data(512, 1)), Err(Error::Bio(BioError::IO)));
     let expected = [vec![STALE; 100], vec![0; BLOCK - 100]].concat();
     assert!(stored(&bench, 2 * BLOCK, BLOCK) == expected);

@@ -4,7 +4,7 @@ use holdfast_bio::BlockDevice;
 
 use super::DirectIo;
 use super::flight::Stage;
-use crate::{Finished, Ioend, Mapper};
+use crate::{Direction, Finished, Ioend, Mapper};
 
 impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
     /// Tells the file system of what has ended, and ends the requests that are complete.
@@ -49,7 +49,7 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
 
     fn collect_ioends(&mut self, key: usize) {
         let flight = &self.flights[key];
-        let grows = flight.request.is_write() && flight.stage != Stage::Gap;
+        let grows = flight.request.direction == Direction::Write && flight.stage != Stage::Gap;
         for run in &flight.runs {
             let end = run.offset + run.len;
             let size = (grows && flight.error.is_none() && end > flight.size).then_some(end);

@@ -5,7 +5,8 @@ use std::ops::Range;
 use holdfast_iov::{IovIter, Memory};
 use holdfast_units::{BlockSize, to_usize};
 
-use crate::{Error, Extents, How, IoendKind, Purpose, Request};
+use super::pad::Pad;
+use crate::{Direction, Error, Extents, How, IoendKind, Purpose, Request};
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +15,7 @@ pub(super) enum Stage {
     Blocked,
     /// Zeros are written from the end of the file on.
     Gap,
-    /// The data are moved.
+    /// The data are moved, or zeros are written that somebody asked for.
     Data,
     /// The device is flushed.
     Flush,
@@ -28,19 +29,8 @@ pub(super) struct Run {
     pub(super) kind: IoendKind,
 }
 
-/// Bytes to be written that are not the submitter's: of a block, or behind the end of the file.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pad {
-    /// Where on the device.
-    pub(super) target: u64,
-    pub(super) len: u64,
-    /// Where the first `keep` bytes come from. The others are zeros.
-    pub(super) source: u64,
-    pub(super) keep: u64,
-}
-
 /// What a bio is to its flight.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Kind {
     Data,
     Pad(Pad),
@@ -48,7 +38,7 @@ pub(super) enum Kind {
 }
 
 /// A bio, by its number.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Part {
     pub(super) flight: usize,
     pub(super) kind: Kind,
@@ -118,7 +108,7 @@ impl<F: Copy + Ord, E> Flight<F, E> {
             let in_file = size.saturating_sub(request.offset);
             let in_file = self.unit.align_up(in_file).unwrap_or(in_file);
             self.total = self.total.min(in_file);
-        } else if self.total > 0 && request.offset > size {
+        } else if request.direction == Direction::Write && self.total > 0 && request.offset > size {
             self.stage = Stage::Gap;
             let how = How { purpose: Purpose::Zero, ..self.how() };
             self.extents = Extents::new(size, request.offset - size, how);
@@ -138,7 +128,11 @@ impl<F: Copy + Ord, E> Flight<F, E> {
     }
 
     const fn how(&self) -> How {
-        let purpose = if self.request.is_write() { Purpose::Write } else { Purpose::Read };
+        let purpose = match self.request.direction {
+            Direction::Read => Purpose::Read,
+            Direction::Write => Purpose::Write,
+            Direction::Zero => Purpose::Zero,
+        };
         let flags = &self.request.flags;
         How { purpose, nowait: flags.nowait, atomic: flags.atomic }
     }
@@ -146,7 +140,8 @@ impl<F: Copy + Ord, E> Flight<F, E> {
     /// Says which blocks the request writes to, in a file that is `size` bytes long now.
     pub(super) fn claim(&mut self, size: u64) {
         let end = self.request.offset + self.total;
-        let first = self.request.offset.min(size);
+        let is_write = self.request.direction == Direction::Write;
+        let first = if is_write { self.request.offset.min(size) } else { self.request.offset };
         self.claim = self.block.align_down(first)..self.block.align_up(end).unwrap_or(u64::MAX);
     }
 
@@ -155,6 +150,11 @@ impl<F: Copy + Ord, E> Flight<F, E> {
         self.request.file == other.request.file
             && self.claim.start < other.claim.end
             && other.claim.start < self.claim.end
+    }
+
+    /// Returns whether zeros are written, and not the memory's bytes.
+    pub(super) fn only_zeroes(&self) -> bool {
+        self.stage == Stage::Gap || self.request.direction == Direction::Zero
     }
 
     /// Returns whether one bio of `len` bytes would be all of the request.

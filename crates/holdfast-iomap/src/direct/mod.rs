@@ -22,6 +22,7 @@ use flight::{Flight, Part, Run, Stage};
 
 mod ends;
 mod flight;
+mod pad;
 mod pump;
 mod send;
 

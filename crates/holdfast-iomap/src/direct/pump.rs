@@ -4,9 +4,9 @@ use holdfast_bio::{BlockDevice, Error as BioError};
 use holdfast_iov::Memory;
 use holdfast_units::{to_u64, to_usize};
 
-use super::flight::{Pad, Stage};
+use super::flight::Stage;
 use super::{DirectIo, WINDOW};
-use crate::{Error, IoendKind, Kind, Mapper, Mapping, MappingFault};
+use crate::{Direction, Error, IoendKind, Kind, Mapper, Mapping, MappingFault};
 
 impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
     /// Checks a request as far as no mapping is needed, and says how much it can move.
@@ -24,10 +24,13 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
         flight.unit =
             if aligned { limits.granularity.max(flight.block) } else { limits.granularity };
         let unit = flight.unit;
+        let request = &flight.request;
         if offset.checked_add(len).is_none_or(|end| i64::try_from(end).is_err()) {
             return Err(Error::TooFar { offset, len });
         }
-        if !unit.is_aligned(offset) || !unit.is_aligned(len) {
+        let zeroes = request.direction == Direction::Zero;
+        let aligned = unit.is_aligned(offset) && unit.is_aligned(len);
+        if !(aligned || zeroes) {
             return Err(Error::Misaligned { offset, len, unit: unit.bytes() });
         }
         if limits.granularity > flight.block {
@@ -40,13 +43,19 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
         if !request.is_write() && !request.memory.is_writable() {
             return Err(BioError::Unsupported.into());
         }
+        let atomic = request.flags.atomic;
+        if zeroes {
+            flight.total = len;
+            flight.claim(mapper.size(file));
+            return if atomic { Err(Error::NotAtomic { offset, len }) } else { Ok(()) };
+        }
         let skip = if matches!(request.memory, Memory::Iov(_)) { 0 } else { request.start };
         let found = to_u64(request.memory.len().saturating_sub(skip));
         flight.total = len.min(unit.align_down(found));
         if len > 0 && flight.total == 0 {
             return Err(Error::Memory { found, unit: unit.bytes() });
         }
-        if request.flags.atomic {
+        if atomic {
             let suits = request.is_write()
                 && len.is_power_of_two()
                 && offset.is_multiple_of(len)
@@ -90,8 +99,8 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
             if flight.in_flight >= WINDOW {
                 return;
             }
-            if let Some(pad) = flight.pad {
-                if !self.send_pad(key, pad) {
+            if flight.pad.is_some() {
+                if !self.send_pad(key) {
                     self.hungry.push(key);
                     return;
                 }
@@ -128,7 +137,7 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
         let fault = |fault| Err(Error::Mapping { offset: at, fault });
         match &mapping.kind {
             Kind::Delayed => return fault(MappingFault::Delayed),
-            Kind::Hole if is_write && flight.stage == Stage::Data => {
+            Kind::Hole if is_write && !flight.only_zeroes() => {
                 return fault(MappingFault::HoleForWrite);
             }
             Kind::Mapped { address } | Kind::Unwritten { address } => {
@@ -144,9 +153,8 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
             }
             Kind::Hole | Kind::Inline(_) => {}
         }
-        if flight.stage == Stage::Gap {
-            flight.enter_gap(left);
-            return Ok(());
+        if flight.only_zeroes() {
+            return self.enter_zeros(mapper, key, left);
         }
         match &mapping.kind {
             Kind::Inline(_) if is_write => return self.write_inline(mapper, key, left),
@@ -159,6 +167,26 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
             _ if is_write => flight.enter_write(at),
             _ => {}
         }
+        Ok(())
+    }
+
+    /// Lets zeros be written, as far as something is there.
+    fn enter_zeros<M>(&mut self, mapper: &mut M, key: usize, left: u64) -> Result<(), Error<E>>
+    where
+        M: Mapper<File = F, Error = E>,
+    {
+        let flight = &mut self.flights[key];
+        let (file, at) = (flight.request.file, flight.extents.at());
+        if let Some(Mapping { kind: Kind::Inline(bytes), offset, .. }) = flight.extents.current() {
+            let there = (offset + to_u64(bytes.len())).saturating_sub(at).min(left);
+            if there > 0 {
+                mapper.store_inline(file, at, &vec![0; to_usize(there)])?;
+            }
+        }
+        if flight.stage != Stage::Gap {
+            flight.done += left;
+        }
+        flight.enter_zeros(left);
         Ok(())
     }
 
@@ -206,83 +234,14 @@ impl<F: Copy + Ord, E> super::flight::Flight<F, E> {
         self.done += bytes;
     }
 
-    /// Lets zeros be written to what is mapped behind the end of the file.
-    fn enter_gap(&mut self, left: u64) {
-        let at = self.extents.at();
-        let mapping = self.extents.current().expect("it was entered");
-        // Of the unit in which the file ends its bytes are kept; of a block that moves, all of them.
-        let first =
-            if mapping.shared { self.block.align_down(at) } else { self.unit.align_down(at) };
-        let end = self.unit.align_up(at + left).unwrap_or(u64::MAX);
-        let pad = match mapping.kind {
-            Kind::Mapped { address } => Some(Pad {
-                target: address + (first - mapping.offset),
-                len: self.gap_end(mapping, end) - first,
-                source: self.source_of(mapping, first),
-                keep: if mapping.shared && mapping.source.is_none() { 0 } else { at - first },
-            }),
-            _ => None,
-        };
-        if let Some(pad) = pad {
-            let kind = run_kind(mapping, true);
-            self.pad = Some(pad);
-            self.push_run(first, pad.len, kind);
-        }
-        self.extents.advance(left);
-    }
-
-    /// A block that moves is zeroed to its end.
-    fn gap_end(&self, mapping: &Mapping, end: u64) -> u64 {
-        if mapping.shared { self.block.align_up(end).unwrap_or(u64::MAX) } else { end }
-    }
-
-    /// Returns where the old bytes of `at` are.
-    fn source_of(&self, mapping: &Mapping, at: u64) -> u64 {
-        let first = if mapping.shared { mapping.source } else { mapping.kind.address() };
-        first.map_or(0, |first| first + (at - mapping.offset))
-    }
-
-    /// Lets what lies before a write in its first block be filled in.
-    fn enter_write(&mut self, at: u64) {
-        let first = self.block.align_down(at);
-        let mapping = self.extents.current().expect("it was entered");
-        if first == at || !mapping.is_fresh() {
-            return;
-        }
-        let pad = Pad {
-            target: mapping.address_of(first).expect("it has a place"),
-            len: at - first,
-            source: mapping.source.map_or(0, |source| source + (first - mapping.offset)),
-            keep: mapping.source.map_or(0, |_| at - first),
-        };
-        self.pad = Some(pad);
-        self.padded = true;
-    }
-
-    /// Returns what lies behind a write in its last block, if that must be filled in: in a block that
-    /// is not in use yet, and always when it is the last of the file.
-    pub(super) fn tail(&self, end: u64) -> Option<Pad> {
-        let mapping = self.extents.current()?;
-        let behind = self.block.align_up(end)? - end;
-        if behind == 0 || !(mapping.is_fresh() || end >= self.size) {
-            return None;
-        }
-        let kept = self.size.saturating_sub(end).min(behind);
-        Some(Pad {
-            target: mapping.address_of(end)?,
-            len: behind,
-            source: mapping.source.map_or(0, |source| source + (end - mapping.offset)),
-            keep: mapping.source.map_or(0, |_| kept),
-        })
-    }
-
     pub(super) fn kind_of_run(&self) -> IoendKind {
         let is_write = self.request.is_write();
         self.extents.current().map_or(IoendKind::Read, |mapping| run_kind(mapping, is_write))
     }
 }
 
-const fn run_kind(mapping: &Mapping, is_write: bool) -> IoendKind {
+/// Returns what the file system must do when I/O to a mapping has ended.
+pub(super) const fn run_kind(mapping: &Mapping, is_write: bool) -> IoendKind {
     match mapping.kind {
         _ if !is_write => IoendKind::Read,
         _ if mapping.shared => IoendKind::Shared,

@@ -1,11 +1,11 @@
 //! The bios of a request, from submission to their end.
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error as BioError, Limits, Op};
-use holdfast_iov::{Buffer, Memory};
+use holdfast_iov::Memory;
 use holdfast_units::{to_u64, to_usize};
 
 use super::DirectIo;
-use super::flight::{Kind, Pad, Part, Stage};
+use super::flight::{Kind, Part, Stage};
 use crate::Error;
 
 impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
@@ -48,52 +48,41 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
         flight.push_run(at, chunk, flight.kind_of_run());
         flight.extents.advance(chunk);
         flight.done += chunk;
-        flight.pad = tail;
         flight.padded |= tail.is_some();
+        flight.pad = tail;
         self.send_new(key, Kind::Data, bio);
     }
 
     /// Sends the next bio of what is filled in. Returns `false` when that must wait for a buffer.
-    pub(super) fn send_pad(&mut self, key: usize, pad: Pad) -> bool {
+    pub(super) fn send_pad(&mut self, key: usize) -> bool {
         let limits = self.limits();
-        let want = to_usize(pad.len).saturating_add(2 * limits.sector.len());
-        let Some(mut buffer) = self.pool.take_or_reserve(want) else {
-            let flight = &mut self.flights[key];
+        let flight = &mut self.flights[key];
+        let pad = flight.pad.as_mut().expect("there is something to fill in");
+        let piece = pad.first_piece(limits.granularity);
+        let want = to_usize(piece).saturating_add(2 * limits.sector.len());
+        let Some(buffer) = self.pool.take_or_reserve(want) else {
             if flight.request.flags.nowait {
                 flight.fail(Error::Again);
             }
             return flight.error.is_some();
         };
-        let keeps = pad.keep > 0;
         let room = buffer.len();
-        let mut len = limits.first_chunk(pad.target, pad.len, room);
-        if keeps {
-            let kept = limits.granularity.align_up(pad.keep.min(len)).unwrap_or(len);
-            let readable = limits.first_chunk(pad.source, kept, room);
-            len = if readable < kept { len.min(readable) } else { len };
-        }
-        if len < pad.len {
-            len = limits.granularity.align_down(len);
-        }
-        let flight = &mut self.flights[key];
-        if len == 0 {
-            flight.fail(BioError::Range { offset: pad.target, len: pad.len });
+        let chunk = limits.first_chunk(pad.target, piece, room);
+        // Too much is read of a piece of zeros only, whose source does not matter then.
+        let chunk = pad.source.map_or(chunk, |source| limits.first_chunk(source, chunk, room));
+        let chunk = limits.granularity.align_down(chunk);
+        if chunk == 0 {
+            let (offset, len) = (pad.target, pad.len);
+            flight.fail(BioError::Range { offset, len });
             return true;
         }
-        let now = Pad { len, keep: pad.keep.min(len), ..pad };
-        flight.pad = (len < pad.len).then(|| Pad {
-            target: pad.target + len,
-            len: pad.len - len,
-            source: pad.source.saturating_add(len),
-            keep: pad.keep - now.keep,
-        });
-        let bio = if keeps {
-            let kept = limits.granularity.align_up(now.keep).unwrap_or(now.keep);
-            let bio = Bio::new(Op::Read, now.source, kept, Memory::Buffer(buffer));
-            bio.with_start(to_usize(limits.sector.offset_in(now.source)))
-        } else {
-            fill_in(&limits, &now, &mut buffer);
-            write_of(&limits, &now, buffer)
+        let now = pad.split_to(chunk);
+        if pad.len == 0 {
+            flight.pad = None;
+        }
+        let bio = match now.source.filter(|_| now.keeps()) {
+            Some(source) => now.read(&limits, source, buffer),
+            None => now.write(&limits, buffer),
         };
         self.send_new(key, Kind::Pad(now), bio);
         true
@@ -136,8 +125,8 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
     /// Sends what found the queue full. What has failed meanwhile is not sent any more.
     pub(super) fn send_backlog(&mut self) {
         while let Some(bio) = self.backlog.pop_front() {
-            let part = self.parts[to_usize(bio.user)];
-            if self.flights[part.flight].error.is_some() {
+            let flight = self.parts[to_usize(bio.user)].flight;
+            if self.flights[flight].error.is_some() {
                 self.release(bio);
             } else if let Err(bio) = self.device.submit(bio) {
                 self.backlog.push_front(bio);
@@ -150,7 +139,7 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
     pub(super) fn bio_ended(&mut self, ended: Ended) {
         let Ended { mut bio, result } = ended;
         let limits = self.limits();
-        let part = self.parts[to_usize(bio.user)];
+        let part = &self.parts[to_usize(bio.user)];
         let flight = &mut self.flights[part.flight];
         let moved = match result {
             Ok(_) if matches!(part.kind, Kind::Flush) => bio.len,
@@ -170,15 +159,14 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
             skip(&mut bio, moved);
             return self.send(bio);
         }
-        match part.kind {
-            Kind::Pad(pad) if bio.op == Op::Read && flight.error.is_none() => {
-                let user = bio.user;
-                if let Memory::Buffer(mut buffer) = bio.memory {
-                    fill_in(&limits, &pad, &mut buffer);
-                    self.send(write_of(&limits, &pad, buffer).with_user(user));
-                }
+        match (&part.kind, bio.memory) {
+            (Kind::Pad(pad), Memory::Buffer(buffer))
+                if bio.op == Op::Read && flight.error.is_none() =>
+            {
+                let write = pad.write(&limits, buffer).with_user(bio.user);
+                self.send(write);
             }
-            _ => self.release(bio),
+            (_, memory) => self.release(Bio { memory, ..bio }),
         }
     }
 
@@ -214,19 +202,4 @@ fn skip(bio: &mut Bio, moved: u64) {
         Memory::Buffer(_) | Memory::Shared(_) => bio.start += to_usize(moved),
         Memory::None => {}
     }
-}
-
-/// Makes a buffer that has what was read of the source one that has what goes to the target.
-fn fill_in(limits: &Limits, pad: &Pad, buffer: &mut Buffer) {
-    let source = to_usize(limits.sector.offset_in(pad.source));
-    let target = to_usize(limits.sector.offset_in(pad.target));
-    let (keep, len) = (to_usize(pad.keep), to_usize(pad.len));
-    let bytes = buffer.as_mut_slice();
-    bytes.copy_within(source..source + keep, target);
-    bytes[target + keep..target + len].fill(0);
-}
-
-fn write_of(limits: &Limits, pad: &Pad, buffer: Buffer) -> Bio {
-    let bio = Bio::new(Op::Write, pad.target, pad.len, Memory::Buffer(buffer));
-    bio.with_start(to_usize(limits.sector.offset_in(pad.target)))
 }

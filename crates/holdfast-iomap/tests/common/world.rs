@@ -28,7 +28,7 @@ const FIRST: u8 = 1;
 /// A request of the test.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
-    is_write: bool,
+    direction: Direction,
     at: usize,
     len: usize,
     kind: MemoryKind,
@@ -63,17 +63,24 @@ pub(crate) fn asks() -> impl Strategy<Value = Ask> {
     let missing = prop_oneof![4 => Just(0), 1 => 1..5000_usize];
     let units = BLOCKS * BLOCK / UNIT;
     (
-        prop::bool::weighted(0.7),
-        0..units * 3 / 4,
+        prop_oneof![
+            3 => Just(Direction::Read),
+            6 => Just(Direction::Write),
+            1 => Just(Direction::Zero),
+        ],
+        (0..units * 3 / 4, 0..200_usize),
         1..units / 4,
         kind,
         missing,
         prop::bool::weighted(0.1),
         any::<bool>(),
     )
-        .prop_map(|(is_write, at, len, kind, missing, nowait, dsync)| {
-            let (at, len) = (at * UNIT, len * UNIT);
-            Ask { is_write, at, len, kind, missing, nowait, dsync }
+        .prop_map(|(direction, (at, skip), len, kind, missing, nowait, dsync)| {
+            let (mut at, mut len) = (at * UNIT, len * UNIT);
+            if direction == Direction::Zero {
+                (at, len) = (at + skip, len - skip * 2);
+            }
+            Ask { direction, at, len, kind, missing, nowait, dsync }
         })
 }
 
@@ -143,6 +150,13 @@ impl Model {
                     *values |= 1 << value;
                 }
             }
+        }
+    }
+
+    fn zero(&mut self, at: usize, len: usize, is_done: bool) {
+        let end = (at + len).min(self.size);
+        for values in self.values.iter_mut().take(end).skip(at) {
+            *values = if is_done { ZERO } else { *values | ZERO };
         }
     }
 
@@ -226,11 +240,12 @@ impl<D: BlockDevice, M: Medium> World<D, M> {
         let before = self.model.clone();
         let mut values = HashMap::new();
         for (number, ask) in batch.iter().enumerate() {
-            self.next_value += u8::from(ask.is_write);
+            let is_write = ask.direction == Direction::Write;
+            self.next_value += u8::from(is_write);
             values.insert(number, self.next_value);
-            let byte = if ask.is_write { self.next_value } else { STALE };
+            let byte = if is_write { self.next_value } else { STALE };
             let memory = self.memory(ask, byte);
-            let direction = if ask.is_write { Direction::Write } else { Direction::Read };
+            let direction = ask.direction;
             let mut request = Request::new(direction, FILE, ask.at as u64, ask.len as u64, memory);
             if let MemoryKind::Buffer { start } = ask.kind {
                 request.start = start;
@@ -253,18 +268,26 @@ impl<D: BlockDevice, M: Medium> World<D, M> {
         finished.sort_unstable_by_key(|item| item.request.user);
         let mut seen = before;
         for (number, (ask, item)) in batch.iter().zip(&finished).enumerate() {
-            if ask.is_write {
-                let moved = item.result.as_ref().ok().copied();
-                self.model.write(ask.at, ask.len, values[&number], moved);
-                // A read at the same time may see it, or what zeros it.
-                let end = (ask.at + ask.len).min(seen.values.len());
-                seen.values[ask.at..end]
-                    .iter_mut()
-                    .for_each(|value| *value |= 1 << values[&number]);
-            }
+            let moved = item.result.as_ref().ok().copied();
+            // A read at the same time may see it.
+            let may_see = match ask.direction {
+                Direction::Read => continue,
+                Direction::Write => {
+                    self.model.write(ask.at, ask.len, values[&number], moved);
+                    1 << values[&number]
+                }
+                Direction::Zero => {
+                    self.model.zero(ask.at, ask.len, moved.is_some());
+                    ZERO
+                }
+            };
+            let end = (ask.at + ask.len).min(seen.values.len());
+            seen.values[ask.at..end].iter_mut().for_each(|value| *value |= may_see);
         }
-        for (ask, item) in batch.iter().zip(&finished).filter(|(ask, _)| !ask.is_write) {
-            self.check_read(ask, item, &seen);
+        for (ask, item) in batch.iter().zip(&finished) {
+            if ask.direction == Direction::Read {
+                self.check_read(ask, item, &seen);
+            }
         }
         let medium = &mut self.medium;
         let bytes = self.fs.contents(FILE, |address, target| medium.load(address, target));
