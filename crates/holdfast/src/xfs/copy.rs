@@ -16,7 +16,7 @@ use crate::Outcome;
 use crate::cli::XfsGet;
 use crate::progress::Progress;
 
-use super::tree::{Met, inode_of, join};
+use super::tree::{DirectoryTwice, Met, inode_of, join};
 use super::{Mounted, find};
 
 /// How much is read at a time.
@@ -228,5 +228,5 @@ fn set_times(target: &Path, stat: &Stat) -> anyhow::Result<()> {
 
 /// Returns whether a command ended because a file system is corrupt.
 pub(crate) fn is_corruption(cause: &(dyn std::error::Error + 'static)) -> bool {
-    cause.downcast_ref().is_some_and(XfsError::is_corruption)
+    cause.downcast_ref().is_some_and(XfsError::is_corruption) || cause.is::<DirectoryTwice>()
 }

@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &Xfs) -> anyhow::Result<Outcome> {
         .with_context(|| format!("cannot read {}", path.display()))?;
     if !xfs.is_clean() {
         tracing::warn!(
-            "{} was not unmounted: what was changed last may be missing or damaged",
+            "what was changed last on {} may be missing or damaged: its log is not looked at",
             path.display()
         );
     }

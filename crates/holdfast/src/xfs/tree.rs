@@ -1,11 +1,26 @@
 //! Going through directories.
 
 use std::collections::HashSet;
+use std::{error, fmt};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use holdfast_xfs::{Entry, Ino, Inode};
 
 use super::Mounted;
+
+/// A directory is in more than one place, so the file system is corrupt.
+#[derive(Debug)]
+pub(super) struct DirectoryTwice {
+    ino: Ino,
+}
+
+impl fmt::Display for DirectoryTwice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "directory {} is in more than one place", self.ino)
+    }
+}
+
+impl error::Error for DirectoryTwice {}
 
 /// The directories that were met, each of which can be met only once.
 #[derive(Default)]
@@ -15,7 +30,7 @@ impl Met {
     /// Returns the entries of a directory but for `.` and `..`, by name.
     pub(super) fn entries(&mut self, xfs: &mut Mounted, dir: &Inode) -> anyhow::Result<Vec<Entry>> {
         if !self.0.insert(dir.ino()) {
-            bail!("directory {} has more than one parent: run xfs_repair", dir.ino());
+            return Err(DirectoryTwice { ino: dir.ino() }.into());
         }
         let mut entries = Vec::new();
         let mut position = 0;
