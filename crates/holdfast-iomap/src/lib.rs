@@ -15,6 +15,7 @@
 //!   device had there before can be read.
 //! - The file system converts blocks and changes the size when the data are written, and with
 //!   [`dsync`](Flags::dsync) when they are durable; its commit comes last. After an error it does neither.
+//! - A range can be zeroed from any byte to any other, for who truncates a file or punches a hole.
 //! - Stable memory is not copied, unless it is misaligned for the device. Volatile memory is, when the
 //!   device needs stable memory.
 //! - Writes to the same block are carried out one after the other, in the order in which they came; a

@@ -253,6 +253,9 @@ fn inline_data_are_zeroed_and_not_made_longer() {
     bench.fs.inode(FILE).size = 700;
     bench.run(Request::zero(FILE, 600, 1000)).result.unwrap();
     assert!(bench.contents() == in_zeros(700, 0, &data(700, 1)[..600]));
+    bench.run(Request::zero(FILE, 100, 50)).result.unwrap();
+    let expected = [&data(700, 1)[..100], &[0; 50], &data(700, 1)[150..600], &[0; 100]].concat();
+    assert!(bench.contents() == expected);
 }
 
 #[test]
@@ -431,6 +434,15 @@ fn what_a_write_leaves_of_a_shared_block_is_copied() {
     assert!(bench.contents() == expected);
     assert!(stored(&bench, BLOCK, 3 * BLOCK) == old, "the others still have the old bytes");
     assert_eq!(bench.ioends().last().unwrap().kind, IoendKind::Shared);
+}
+
+#[test]
+fn what_a_shared_block_has_behind_the_end_of_the_file_is_not_copied() {
+    let mut bench = file_of(1, State::Shared(None));
+    bench.fs.inode(FILE).size = 1000;
+    bench.write(0, &data(512, 1)).unwrap();
+    let expected = [data(512, 1), vec![STALE; 488], vec![0; BLOCK - 1000]].concat();
+    assert!(stored(&bench, 2 * BLOCK, BLOCK) == expected);
 }
 
 #[test]

@@ -140,8 +140,7 @@ impl<F: Copy + Ord, E> Flight<F, E> {
     /// Says which blocks the request writes to, in a file that is `size` bytes long now.
     pub(super) fn claim(&mut self, size: u64) {
         let end = self.request.offset + self.total;
-        let is_write = self.request.direction == Direction::Write;
-        let first = if is_write { self.request.offset.min(size) } else { self.request.offset };
+        let first = self.request.offset.min(size);
         self.claim = self.block.align_down(first)..self.block.align_up(end).unwrap_or(u64::MAX);
     }
 
