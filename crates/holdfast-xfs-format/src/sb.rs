@@ -263,6 +263,8 @@ pub struct Superblock {
     pub free_inodes: u64,
     /// How many blocks are free, as of the last unmount.
     pub free_blocks: u64,
+    /// How much of the space may be inodes, in percent; 0 for any.
+    pub inode_percent: u8,
     /// Names are found whatever their case (`ascii-ci`).
     pub ignores_case: bool,
 }
@@ -320,6 +322,7 @@ impl Superblock {
             inodes: raw.inodes.get(),
             free_inodes: raw.free_inodes.get(),
             free_blocks: raw.free_blocks.get(),
+            inode_percent: raw.inode_percent,
             ignores_case: version & Self::IGNORES_CASE != 0,
         })
     }

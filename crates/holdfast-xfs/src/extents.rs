@@ -1,5 +1,7 @@
 //! Where the bytes of a file are.
 
+mod seek;
+
 use holdfast_units::to_u64;
 use holdfast_xfs_format::{Extent, FileBlock, FormatError, Geometry, RawExtent, Structure};
 
@@ -131,14 +133,21 @@ impl ExtentList {
 }
 
 #[cfg(test)]
-mod tests {
+impl From<Vec<Extent>> for ExtentList {
+    fn from(extents: Vec<Extent>) -> Self {
+        Self { extents }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
     use holdfast_units::BlockSize;
     use holdfast_xfs_format::FsBlock;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn geometry() -> Geometry {
+    pub(crate) fn geometry() -> Geometry {
         Geometry {
             block: BlockSize::PAGE,
             sector: BlockSize::SECTOR,

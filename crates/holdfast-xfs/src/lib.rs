@@ -22,6 +22,7 @@ mod log;
 mod mount;
 mod path;
 mod read;
+mod reader;
 mod source;
 mod symlink;
 
@@ -31,3 +32,4 @@ pub use extents::{ExtentList, Mapping, MappingState};
 pub use holdfast_xfs_format::{FileType, Geometry, Ino, Kind, Superblock, Timestamp};
 pub use inode::{Inode, Stat};
 pub use mount::{MountOptions, Statistics, Xfs};
+pub use reader::Reader;

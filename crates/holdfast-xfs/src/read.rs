@@ -5,10 +5,9 @@ use holdfast_units::{to_u64, to_usize};
 use holdfast_xfs_format::Kind;
 
 use crate::error::XfsError;
-use crate::extents::MappingState;
 use crate::inode::Inode;
 use crate::mount::{Xfs, of};
-use crate::source::Piece;
+use crate::reader::plan;
 
 impl<D: BlockDevice> Xfs<D> {
     /// Reads a regular file from byte `offset` on, and returns how many bytes there were: fewer than
@@ -32,22 +31,7 @@ impl<D: BlockDevice> Xfs<D> {
         let len = to_usize(rest.min(to_u64(target.len())));
         let target = &mut target[..len];
         let list = self.extents(inode)?;
-        let geometry = self.superblock.geometry;
-        let mut pieces = Vec::new();
-        let mut done = 0;
-        while done < len {
-            let at = offset + to_u64(done);
-            let mapping = list.map(at, &geometry);
-            let end = done + to_usize((mapping.end() - at).min(to_u64(len - done)));
-            match mapping.state {
-                MappingState::Mapped { address } => {
-                    let address = address + (at - mapping.offset);
-                    pieces.push(Piece { address, target: done..end });
-                }
-                MappingState::Hole | MappingState::Unwritten { .. } => target[done..end].fill(0),
-            }
-            done = end;
-        }
+        let pieces = plan(&list, &self.superblock.geometry, offset, target);
         self.source.read(pieces.into_iter(), target).map_err(|error| of(inode.ino(), error))?;
         Ok(len)
     }

@@ -55,8 +55,16 @@ impl<D: BlockDevice> Source<D> {
         self.limits.capacity
     }
 
+    pub(crate) const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     pub(crate) const fn device(&self) -> &D {
         &self.device
+    }
+
+    pub(crate) const fn device_mut(&mut self) -> &mut D {
+        &mut self.device
     }
 
     /// Reads one piece, as long as the target.
@@ -186,13 +194,13 @@ impl<D: BlockDevice> Source<D> {
 }
 
 /// Keeps the first error.
-fn fail(result: &mut Result<(), XfsError>, error: XfsError) {
+pub(crate) fn fail(result: &mut Result<(), XfsError>, error: XfsError) {
     if result.is_ok() {
         *result = Err(error);
     }
 }
 
-const fn failed(address: u64, source: Error) -> XfsError {
+pub(crate) const fn failed(address: u64, source: Error) -> XfsError {
     XfsError::Device { place: Place { ino: None, address: Some(address) }, source }
 }
 
