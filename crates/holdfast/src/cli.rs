@@ -1,5 +1,6 @@
 //! What can be said on the command line.
 
+mod mount;
 mod xfs;
 
 use std::ops::RangeInclusive;
@@ -12,6 +13,7 @@ use holdfast_socket::Address;
 use holdfast_units::BlockSize;
 use holdfast_volume::{CreateOptions, Durability};
 
+pub(crate) use self::mount::Mount;
 pub(crate) use self::xfs::{Xfs, XfsAction, XfsCat, XfsGet, XfsLs, XfsPaths};
 
 /// Disks in which every sector carries a checksum, its address and an application tag, served to
@@ -48,6 +50,8 @@ pub(crate) enum Command {
     Export(Export),
     /// Read files of an XFS file system, without mounting it and without being root.
     Xfs(Xfs),
+    /// Mount an XFS file system for reading, until it is unmounted, or until SIGINT or SIGTERM.
+    Mount(Mount),
     /// Show that a guest that changes its memory during I/O does no harm: on a scratch volume, with
     /// each read policy.
     Torture(Torture),

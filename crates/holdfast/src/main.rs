@@ -14,10 +14,12 @@ mod legs;
 mod limited;
 mod live;
 mod metrics;
+mod mount;
 mod progress;
 mod resync;
 mod scrub;
 mod serve;
+mod signals;
 mod store;
 mod torture;
 mod verify;
@@ -91,5 +93,6 @@ fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Export(arguments) => copy::export(arguments),
         Command::Torture(arguments) => torture::run(arguments),
         Command::Xfs(arguments) => xfs::run(arguments),
+        Command::Mount(arguments) => mount::run(arguments),
     }
 }

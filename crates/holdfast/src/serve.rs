@@ -1,7 +1,6 @@
 //! `holdfast serve`
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,8 +14,6 @@ use holdfast_socket::{Address, Listener};
 use holdfast_units::to_usize;
 use holdfast_vhost_user_blk::{Options as VhostUserOptions, Server as VhostUser, Storage};
 use holdfast_volume::{OpenOptions, Queue, Volume};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use crate::Outcome;
 use crate::announce::announce;
@@ -28,6 +25,7 @@ use crate::live::Watch;
 use crate::metrics::{self, Metrics};
 use crate::resync::Resyncer;
 use crate::scrub::{Activity, Counted, Plan, Scrubber, Steering};
+use crate::signals;
 use crate::store::{Device, Store};
 
 /// The memory for data on their way, of all threads together.
@@ -68,7 +66,12 @@ pub(crate) fn run(arguments: &Serve) -> anyhow::Result<Outcome> {
 fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
     // First: whoever reads that we listen may stop us at once.
     let (over, wait) = mpsc::channel();
-    stop_on_signals(over.clone())?;
+    let stop = over.clone();
+    signals::on_stop(move || {
+        tracing::info!("stopping: what is in flight is finished (once more ends at once)");
+        // The server may be stopping already.
+        let _stopping = stop.send(());
+    })?;
     let listeners = listen(arguments)?;
     let sockets = arguments.vhost_user.iter().map(|path| bind(&Address::Unix(path.clone())));
     let sockets = sockets.collect::<anyhow::Result<Vec<_>>>()?;
@@ -327,22 +330,4 @@ fn export(open: &OpenVolume) -> Export {
             maximum: holdfast_nbd::PAYLOAD_LEN_MAX,
         },
     }
-}
-
-/// Ends the server at the first SIGINT or SIGTERM, and the process at the second.
-fn stop_on_signals(over: mpsc::Sender<()>) -> anyhow::Result<()> {
-    let asked = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 2, Arc::clone(&asked))?;
-        signal_hook::flag::register(signal, Arc::clone(&asked))?;
-    }
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        if signals.forever().next().is_some() {
-            tracing::info!("stopping: what is in flight is finished (once more ends at once)");
-            // The server may be stopping already.
-            let _stopping = over.send(());
-        }
-    })?;
-    Ok(())
 }

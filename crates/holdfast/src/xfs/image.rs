@@ -1,17 +1,18 @@
 //! What holds a file system: a raw image or block device, or a volume.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
 use holdfast_device::Access;
 use holdfast_iov::{BUFFER_MIN, Buffer, Memory, Pool, Region};
-use holdfast_volume::{OpenOptions, Queue};
+use holdfast_volume::{OpenOptions, Queue, Volume};
 
 use crate::backing::{self, OpenVolume};
 use crate::store::{Device, Store};
 
-/// A device that holds a file system.
+/// A queue of a device that holds a file system.
 #[derive(Debug)]
 pub(crate) enum Image {
     Raw(Device),
@@ -19,7 +20,14 @@ pub(crate) enum Image {
     Volume(Box<Queue<Device>>),
 }
 
-impl Image {
+/// What holds a file system and is open, for any number of threads.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    store: Arc<Store>,
+    volume: Option<Arc<Volume>>,
+}
+
+impl Opened {
     /// Opens what is at a path for reading, which others may do at the same time.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let store = Store::open(path, Access::ReadOnly, None)?;
@@ -28,13 +36,22 @@ impl Image {
         if begins_with_xfs(&mut device)
             .with_context(|| format!("cannot read {}", path.display()))?
         {
-            return Ok(Self::Raw(device));
+            return Ok(Self { store: Arc::new(store), volume: None });
         }
         drop((device, store));
         let options = OpenOptions { read_only: true, ..OpenOptions::default() };
         let open = OpenVolume::open(path, &options)
             .with_context(|| format!("{} holds no XFS, and is no volume", path.display()))?;
-        Ok(Self::Volume(Box::new(open.queue()?)))
+        Ok(Self { store: open.store, volume: Some(open.volume) })
+    }
+
+    /// Opens a queue for this thread.
+    pub(crate) fn queue(&self) -> anyhow::Result<Image> {
+        let device = self.store.device(&backing::ring()?)?;
+        Ok(match &self.volume {
+            None => Image::Raw(device),
+            Some(volume) => Image::Volume(Box::new(Queue::new(volume, device, || {})?)),
+        })
     }
 }
 

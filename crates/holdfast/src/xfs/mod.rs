@@ -20,6 +20,7 @@ use crate::cli::{Xfs, XfsAction, XfsCat};
 
 pub(crate) use self::copy::is_corruption;
 use self::image::Image;
+pub(crate) use self::image::Opened;
 
 /// A file system that a command reads.
 type Mounted = holdfast_xfs::Xfs<Image>;
@@ -27,7 +28,7 @@ type Mounted = holdfast_xfs::Xfs<Image>;
 pub(crate) fn run(arguments: &Xfs) -> anyhow::Result<Outcome> {
     let options = MountOptions { no_recovery: arguments.no_recovery, ..MountOptions::default() };
     let path = &arguments.image;
-    let image = Image::open(path)?;
+    let image = Opened::open(path)?.queue()?;
     let mut xfs = Mounted::mount(image, &options)
         .with_context(|| format!("cannot read {}", path.display()))?;
     if !xfs.is_clean() {

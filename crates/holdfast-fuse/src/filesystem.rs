@@ -1,0 +1,513 @@
+//! Requests of the kernel, and the answers.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
+};
+use holdfast_units::to_usize;
+use holdfast_xfs::{Ino, Inode};
+
+use crate::attributes::{attributes, kind_of_entry, placeholder, to_ino, to_number};
+use crate::errno::report;
+use crate::files::Files;
+use crate::statistics::fullness;
+
+/// How long the kernel may believe what it was told: nothing changes behind a read-only mount.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// How many requests of readahead and asynchronous direct I/O the kernel may have under way.
+const BACKGROUND_MAX: u16 = 64;
+/// The longest name, in bytes.
+const NAME_MAX: u32 = 255;
+/// What the kernel is asked for, where it has it.
+const WANTED: [InitFlags; 7] = [
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+];
+
+impl Files {
+    fn ino(&self, number: INodeNo) -> Ino {
+        to_ino(number, self.root)
+    }
+
+    /// Returns what a lookup answers of an inode.
+    fn node(&self, inode: &Inode) -> (FileAttr, Generation) {
+        let stat = inode.stat();
+        let ino = to_number(stat.ino, self.root);
+        (FileAttr { ino, ..attributes(stat) }, Generation(u64::from(stat.generation)))
+    }
+}
+
+/// Answers with an attribute's value, or its length when that is all that was asked for.
+fn answer(reply: ReplyXattr, value: &[u8], room: u32) {
+    match u32::try_from(value.len()) {
+        Ok(len) if room == 0 => reply.size(len),
+        Ok(len) if len <= room => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+impl Filesystem for Files {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for wanted in WANTED {
+            if config.add_capabilities(wanted).is_err() {
+                tracing::debug!("this kernel does not know {wanted:?}");
+            }
+        }
+        if config.set_max_background(BACKGROUND_MAX).is_err() {
+            tracing::debug!("the kernel keeps its bound of requests in the background");
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name.len() > to_usize(u64::from(NAME_MAX)) {
+            return reply.error(Errno::ENAMETOOLONG);
+        }
+        match self.find(self.ino(parent), name.as_bytes()) {
+            Ok(Some(inode)) => {
+                let (attributes, generation) = self.node(&inode);
+                reply.entry(&FOREVER, &attributes, generation);
+            }
+            Ok(None) => {
+                // With the number 0 the kernel remembers that there is no such name.
+                let nothing = placeholder(Ino(0), holdfast_xfs::FileType::Unknown);
+                reply.entry(&FOREVER, &nothing, Generation(0));
+            }
+            Err(error) => reply.error(report(&error)),
+        }
+    }
+
+    fn getattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        match self.inode(self.ino(ino)) {
+            Ok(inode) => reply.attr(&FOREVER, &attributes(inode.stat())),
+            Err(error) => reply.error(report(&error)),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        let ino = self.ino(ino);
+        let mut xfs = self.xfs();
+        match xfs.inode(ino).and_then(|inode| xfs.read_link(&inode)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(report(&error)),
+        }
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(Errno::EROFS);
+        }
+        let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+        let how = if flags.0 & direct == 0 {
+            FopenFlags::FOPEN_KEEP_CACHE
+        } else {
+            FopenFlags::FOPEN_DIRECT_IO
+        };
+        match Self::open(self, self.ino(ino)) {
+            // Nothing is left to be stored when it is closed.
+            Ok(handle) => reply.opened(handle, how | FopenFlags::FOPEN_NOFLUSH),
+            Err(error) => reply.error(report(&error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let Some(file) = self.opened(handle) else { return reply.error(Errno::EBADF) };
+        Self::read(self, &file, offset, to_usize(u64::from(size)), |found| match found {
+            Ok(bytes) => reply.data(bytes),
+            Err(error) => reply.error(report(&error)),
+        });
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.close(handle);
+        reply.ok();
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        const SEEK_DATA: i32 = 3;
+        const SEEK_HOLE: i32 = 4;
+        let Some(file) = self.opened(handle) else { return reply.error(Errno::EBADF) };
+        let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let (extents, size) = (&file.extents, file.inode.size());
+        let found = match whence {
+            SEEK_DATA => extents.data_after(from, size, &self.geometry),
+            SEEK_HOLE => extents.hole_after(from, size, &self.geometry),
+            _ => return reply.error(Errno::EINVAL),
+        };
+        match found.and_then(|found| i64::try_from(found).ok()) {
+            Some(found) => reply.offset(found),
+            None => reply.error(Errno::ENXIO),
+        }
+    }
+
+    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let how = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(0), how);
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let (dir, mut position) = (self.ino(ino), offset);
+        loop {
+            let entries = match self.entries(dir, position) {
+                Ok(entries) => entries,
+                // What was found before is answered first.
+                Err(_) if position > offset => break,
+                Err(error) => return reply.error(report(&error)),
+            };
+            if entries.is_empty() {
+                break;
+            }
+            for entry in entries {
+                let (number, kind) = (INodeNo(entry.ino.0), kind_of_entry(entry.file_type));
+                if reply.add(number, entry.next, kind, OsStr::from_bytes(&entry.name)) {
+                    return reply.ok();
+                }
+                position = entry.next;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let (dir, mut position) = (self.ino(ino), offset);
+        loop {
+            let entries = match self.entries_with_inodes(dir, position) {
+                Ok(entries) => entries,
+                // What was found before is answered first.
+                Err(_) if position > offset => break,
+                Err(error) => return reply.error(report(&error)),
+            };
+            if entries.is_empty() {
+                break;
+            }
+            for found in entries {
+                let (entry, name) = (&found.entry, OsStr::from_bytes(&found.entry.name));
+                let (valid, attributes, generation) = match &found.inode {
+                    Some(inode) => {
+                        let generation = Generation(u64::from(inode.stat().generation));
+                        (FOREVER, attributes(inode.stat()), generation)
+                    }
+                    // The kernel asks again, and is told why.
+                    None => {
+                        let known = placeholder(entry.ino, entry.file_type);
+                        (Duration::ZERO, known, Generation(0))
+                    }
+                };
+                let number = INodeNo(entry.ino.0);
+                if reply.add(number, entry.next, name, &valid, &attributes, generation) {
+                    return reply.ok();
+                }
+                position = entry.next;
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let mut xfs = self.xfs();
+        match xfs.statistics() {
+            Ok(statistics) => {
+                let superblock = xfs.superblock();
+                let log_blocks = superblock.log.map_or(0, |(_, blocks)| u64::from(blocks));
+                let percent = superblock.inode_percent;
+                let found = fullness(&self.geometry, log_blocks, percent, &statistics);
+                let (free, block) = (found.free_blocks, found.block_bytes);
+                let (files, free_files) = (found.files, found.free_files);
+                reply.statfs(found.blocks, free, free, files, free_files, block, NAME_MAX, block);
+            }
+            Err(error) => reply.error(report(&error)),
+        }
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let ino = self.ino(ino);
+        let mut xfs = self.xfs();
+        match xfs.inode(ino).and_then(|inode| xfs.attribute(&inode, name.as_bytes())) {
+            Ok(Some(value)) => answer(reply, &value, size),
+            Ok(None) => reply.error(Errno::ENODATA),
+            Err(error) => reply.error(report(&error)),
+        }
+    }
+
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let ino = self.ino(ino);
+        let mut xfs = self.xfs();
+        match xfs.inode(ino).and_then(|inode| xfs.attributes(&inode)) {
+            Ok(names) => {
+                let is_root = request.uid() == 0;
+                let shown = names.iter().filter(|name| is_root || !name.starts_with(b"trusted."));
+                let list: Vec<u8> = shown.flat_map(|name| [name, &b"\0"[..]].concat()).collect();
+                answer(reply, &list, size);
+            }
+            Err(error) => reply.error(report(&error)),
+        }
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _input: &[u8],
+        _room: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    // The kernel refuses what follows itself, unless root has remounted it for writing.
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _accessed: Option<TimeOrNow>,
+        _modified: Option<TimeOrNow>,
+        _changed: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _created: Option<SystemTime>,
+        _flags_changed: Option<SystemTime>,
+        _backed_up: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mknod(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _device: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mkdir(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rmdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn symlink(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _target: &std::path::Path,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn link(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _parent: INodeNo,
+        _name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn create(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _source: INodeNo,
+        _source_handle: FileHandle,
+        _source_offset: u64,
+        _target: INodeNo,
+        _target_handle: FileHandle,
+        _target_offset: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn removexattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+}
