@@ -10,6 +10,7 @@ mod import_export;
 mod kill;
 mod locked;
 mod mirror;
+mod mount;
 mod nbdinfo;
 mod qemu_img;
 mod qemu_io;
@@ -136,6 +137,12 @@ const SCENARIOS: &[Scenario] = &[
         "no space below is an error of that write, and nothing else",
         60,
         full_disk::run,
+    ),
+    scenario(
+        "mount",
+        "the kernel's XFS, mounted by us and by the kernel: names, attributes, holes, contents",
+        120,
+        mount::run,
     ),
     scenario(
         "scrub",
