@@ -12,6 +12,8 @@ use crate::dir::DirHeader;
 use crate::error::{FormatError, Structure, expect, short};
 use crate::remote::RemoteHeader;
 
+mod seal;
+
 /// The header of a B+tree block whose pointers have 64 bits (`xfs_btree_block`, long form).
 #[derive(Clone, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]

@@ -24,6 +24,7 @@ mod inode;
 mod log;
 mod remote;
 mod sb;
+mod seal;
 mod time;
 
 pub use address::{FileBlock, FsBlock, Ino};
