@@ -9,7 +9,7 @@ use crate::workspace::Workspace;
 const ROWS: &[(u32, &[&str])] = &[
     (0, &["holdfast-units", "holdfast-checksum"]),
     (1, &["holdfast-iov", "holdfast-socket", "holdfast-xfs-format"]),
-    (2, &["holdfast-bio", "holdfast-ring", "holdfast-virtqueue"]),
+    (2, &["holdfast-bio", "holdfast-ring", "holdfast-virtqueue", "holdfast-xfs-tree"]),
     (3, &["holdfast-integrity", "holdfast-device", "holdfast-sim", "holdfast-virtio-driver"]),
     (4, &["holdfast-iomap", "holdfast-mirror", "holdfast-volume"]),
     (5, &["holdfast-xfs"]),
