@@ -302,6 +302,11 @@ impl<'a> Inode<'a> {
         }
     }
 
+    /// Returns whether blocks of the file may be shared with other files.
+    pub const fn may_be_shared(&self) -> bool {
+        self.has(Flags::SHARED)
+    }
+
     /// Returns whether the data are on the realtime device.
     pub const fn is_realtime(&self) -> bool {
         self.raw.flags.get() & Flags::REALTIME != 0

@@ -1,9 +1,10 @@
-//! Why something cannot be read.
+//! Why something cannot be read or written.
 
 use std::fmt;
 
 use holdfast_bio::Error;
 use holdfast_xfs_format::{FeatureSet, FormatError, Ino};
+use holdfast_xfs_tree::TreeError;
 use thiserror::Error as ThisError;
 
 /// Where something was to be read.
@@ -26,7 +27,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Why something cannot be read.
+/// Why something cannot be read or written.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 #[non_exhaustive]
 pub enum XfsError {
@@ -38,6 +39,49 @@ pub enum XfsError {
         /// What the device said.
         source: Error,
     },
+    /// The device failed, and what was changed may be stored in part.
+    #[error("{place}: cannot be written")]
+    Write {
+        /// Where.
+        place: Place,
+        /// What the device said.
+        source: Error,
+    },
+    /// The file system was mounted for reading.
+    #[error("the file system is mounted for reading only")]
+    ReadOnly,
+    /// The file system has features of which writing would have to know.
+    #[error("the file system can be read, but not written: it has {features}")]
+    FeaturesForWriting {
+        /// Those.
+        features: FeatureSet,
+    },
+    /// Metadata could not be written once, so that nothing is written any more.
+    #[error(
+        "metadata could not be written before, so nothing is changed any more: unmount, and run \
+         `xfs_repair`"
+    )]
+    Broken,
+    /// What says where things are, or what is free, contradicts itself, or cannot be changed so.
+    #[error(transparent)]
+    Tree(TreeError),
+    /// A file was used for direct I/O that is not open for it.
+    #[error("inode {ino} is not open")]
+    NotOpen {
+        /// The file.
+        ino: Ino,
+    },
+    /// A file would become longer than any can be.
+    #[error("inode {ino}: a file cannot be {size} bytes long")]
+    TooLong {
+        /// The file.
+        ino: Ino,
+        /// How long it was to be, in bytes.
+        size: u64,
+    },
+    /// There is no space.
+    #[error("there is no space left in the file system")]
+    NoSpace,
     /// There is no memory to read into.
     #[error("no memory to read into")]
     Memory {
@@ -70,8 +114,11 @@ pub enum XfsError {
         /// What.
         what: &'static str,
     },
-    /// The file system was found corrupt before.
-    #[error("the file system is marked as damaged: run `xfs_repair` on it first")]
+    /// The file system was found corrupt before, or was being written when the writer ended.
+    #[error(
+        "the file system is marked as damaged, or as being written by somebody who never \
+         unmounted it: run `xfs_repair` on it first"
+    )]
     NeedsRepair,
     /// The device is shorter than the file system.
     #[error("the device is truncated: the file system has {expected} bytes, the device {found}")]
@@ -132,6 +179,15 @@ pub enum XfsError {
     /// A path leads through too many symbolic links.
     #[error("too many symbolic links")]
     TooManySymlinks,
+}
+
+impl From<TreeError> for XfsError {
+    fn from(error: TreeError) -> Self {
+        match error {
+            TreeError::Full => Self::NoSpace,
+            error => Self::Tree(error),
+        }
+    }
 }
 
 impl XfsError {

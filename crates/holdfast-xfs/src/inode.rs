@@ -27,6 +27,7 @@ struct Shared {
     data: Fork,
     attributes: Option<Fork>,
     is_realtime: bool,
+    may_be_shared: bool,
 }
 
 /// A fork of an inode.
@@ -123,6 +124,7 @@ impl Inode {
             data: fork(inode.data_format, core..data_end, inode.data_extents()),
             attributes,
             is_realtime: inode.is_realtime(),
+            may_be_shared: inode.may_be_shared(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -164,6 +166,16 @@ impl Inode {
         &self.shared.bytes[fork.range.clone()]
     }
 
+    /// Returns which of the bytes of the inode are its data fork.
+    pub(crate) fn data_range(&self) -> Range<usize> {
+        self.shared.data.range.clone()
+    }
+
+    /// Returns whether other files may have some of its blocks, too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.may_be_shared
+    }
+
     /// Returns the contents that are in the inode itself.
     pub(crate) fn local(&self) -> Option<&[u8]> {
         let bytes = self.bytes_of(self.data());
@@ -184,6 +196,19 @@ impl Inode {
     }
 }
 
+/// Returns where the bytes are with which an inode is read, how many they are, and where it is in them.
+pub(crate) fn cluster_of(geometry: &Geometry, ino: Ino) -> Result<(u64, usize, usize), XfsError> {
+    let (block, offset) = geometry.locate(ino).ok_or(XfsError::NoInode { ino })?;
+    let (ag, number) = geometry.split(block).ok_or(XfsError::NoInode { ino })?;
+    let blocks = u32::try_from(geometry.block.count(CLUSTER)).map_or(1, |count| count.max(1));
+    let first = number - number % blocks;
+    let blocks = blocks.min(geometry.ag_len(ag) - first);
+    let address = geometry.ag_address(ag) + u64::from(first) * geometry.block.bytes();
+    let len = to_usize(u64::from(blocks) * geometry.block.bytes());
+    let at = to_usize(u64::from(number - first) * geometry.block.bytes()) + offset;
+    Ok((address, len, at))
+}
+
 impl<D: BlockDevice> Xfs<D> {
     /// Returns an inode by its number.
     ///
@@ -196,15 +221,8 @@ impl<D: BlockDevice> Xfs<D> {
             return Ok(inode);
         }
         let geometry = self.superblock.geometry;
-        let (block, offset) = geometry.locate(ino).ok_or(XfsError::NoInode { ino })?;
-        let (ag, number) = geometry.split(block).ok_or(XfsError::NoInode { ino })?;
-        let blocks = u32::try_from(geometry.block.count(CLUSTER)).map_or(1, |count| count.max(1));
-        let first = number - number % blocks;
-        let blocks = blocks.min(geometry.ag_len(ag) - first);
-        let address = geometry.ag_address(ag) + u64::from(first) * geometry.block.bytes();
-        let len = to_usize(u64::from(blocks) * geometry.block.bytes());
+        let (address, len, at) = cluster_of(&geometry, ino)?;
         let cluster = self.inode_cluster(address, len).map_err(|error| of(ino, error))?;
-        let at = to_usize(u64::from(number - first) * geometry.block.bytes()) + offset;
         let bytes = &cluster[at..][..geometry.inode.len()];
         if format::Inode::is_free(bytes) {
             return Err(XfsError::NoInode { ino });

@@ -19,12 +19,17 @@ mod error;
 mod extents;
 mod inode;
 mod log;
+mod mapper;
 mod mount;
 mod path;
 mod read;
 mod reader;
 mod source;
+mod space;
 mod symlink;
+mod times;
+mod transaction;
+mod writer;
 
 pub use dir::Entry;
 pub use error::{Place, XfsError};

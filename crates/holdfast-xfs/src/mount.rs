@@ -1,5 +1,6 @@
 //! Mounting, and what is known of the file system as a whole.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use holdfast_bio::BlockDevice;
@@ -11,7 +12,9 @@ use holdfast_xfs_format::{
 use crate::cache::Cache;
 use crate::error::{Place, XfsError};
 use crate::inode::Inode;
+use crate::mapper::File;
 use crate::source::{Piece, Source};
+use crate::writer::Writer;
 
 /// How to mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,13 +22,17 @@ pub struct MountOptions {
     /// Take the file system as it is when its log is dirty, or on a device that is not there. What was
     /// changed last may be missing then, in part or as a whole, and metadata may contradict each other.
     pub no_recovery: bool,
+    /// Also for writing. Until [`Xfs::unmount`] the file system is marked as being changed, from the
+    /// first change on: should this process or the machine die, the kernel does not mount it before
+    /// `xfs_repair` was run.
+    pub write: bool,
     /// How many bytes of metadata are kept in memory for their next use.
     pub cache_bytes: usize,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { no_recovery: false, cache_bytes: 32 << 20 }
+        Self { no_recovery: false, write: false, cache_bytes: 32 << 20 }
     }
 }
 
@@ -44,22 +51,26 @@ pub struct Statistics {
     pub free_inodes: u64,
 }
 
-/// A file system that is mounted for reading.
+/// A file system that is mounted.
 #[derive(Debug)]
 pub struct Xfs<D> {
     pub(crate) source: Source<D>,
     pub(crate) superblock: Superblock,
     pub(crate) inodes: Cache<Ino, Inode>,
-    blocks: Cache<(u64, bool), Block>,
+    pub(crate) blocks: Cache<(u64, bool), Block>,
     is_clean: bool,
+    /// There is one when it is mounted for writing.
+    pub(crate) writer: Option<Writer>,
+    /// The files that are open for direct I/O.
+    pub(crate) files: BTreeMap<Ino, File>,
 }
 
 /// A block of metadata that was verified.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     /// `None` for inodes, which are verified one by one.
-    kind: Option<BlockKind>,
-    owner: u64,
+    pub(crate) kind: Option<BlockKind>,
+    pub(crate) owner: u64,
     pub(crate) bytes: Arc<[u8]>,
 }
 
@@ -97,14 +108,19 @@ impl<D: BlockDevice> Xfs<D> {
             inodes: Cache::new(options.cache_bytes),
             blocks: Cache::new(options.cache_bytes),
             is_clean: false,
+            writer: None,
+            files: BTreeMap::new(),
         };
         xfs.is_clean = match xfs.log_is_clean() {
             Ok(is_clean) => is_clean,
             Err(_) if options.no_recovery => false,
             Err(error) => return Err(error),
         };
-        if !xfs.is_clean && !options.no_recovery {
+        if !xfs.is_clean && (options.write || !options.no_recovery) {
             return Err(XfsError::DirtyLog);
+        }
+        if options.write {
+            xfs.writer = Some(xfs.writer()?);
         }
         Ok(xfs)
     }
@@ -141,18 +157,20 @@ impl<D: BlockDevice> Xfs<D> {
     ///
     /// [`XfsError::Corrupt`], and whatever the device says.
     pub fn statistics(&mut self) -> Result<Statistics, XfsError> {
-        let Superblock { geometry, inodes, free_inodes, free_blocks, .. } = self.superblock;
-        let mut statistics = Statistics {
-            block_bytes: geometry.block.bytes(),
-            blocks: geometry.blocks,
-            free_blocks,
-            inodes,
-            free_inodes,
-        };
-        if self.is_clean {
-            return Ok(statistics);
+        if !self.is_clean || self.has_changed() {
+            return self.count_all();
         }
-        (statistics.free_blocks, statistics.inodes, statistics.free_inodes) = (0, 0, 0);
+        let Superblock { geometry, inodes, free_inodes, free_blocks, .. } = self.superblock;
+        let (block_bytes, blocks) = (geometry.block.bytes(), geometry.blocks);
+        Ok(Statistics { block_bytes, blocks, free_blocks, inodes, free_inodes })
+    }
+
+    /// Counts in all allocation groups.
+    pub(crate) fn count_all(&mut self) -> Result<Statistics, XfsError> {
+        let geometry = self.superblock.geometry;
+        let (block_bytes, blocks) = (geometry.block.bytes(), geometry.blocks);
+        let (free_blocks, inodes, free_inodes) = (0, 0, 0);
+        let mut statistics = Statistics { block_bytes, blocks, free_blocks, inodes, free_inodes };
         for ag in 0..geometry.ag_count {
             self.count(ag, &mut statistics)?;
         }
@@ -166,7 +184,7 @@ impl<D: BlockDevice> Xfs<D> {
         let uuid = self.superblock.metadata_uuid;
         let start = geometry.ag_address(ag);
         let mut bytes = vec![0; 4 * sector.len()];
-        self.source.read_at(start, &mut bytes)?;
+        self.read_metadata(&run(start, bytes.len()), &mut bytes)?;
         let corrupt = |address| {
             move |source| XfsError::Corrupt {
                 place: Place { ino: None, address: Some(address) },
@@ -205,7 +223,7 @@ impl<D: BlockDevice> Xfs<D> {
             return Ok(block);
         }
         let mut bytes = vec![0; len];
-        self.source.read(pieces.iter().cloned(), &mut bytes).map_err(|error| of(owner, error))?;
+        self.read_metadata(pieces, &mut bytes).map_err(|error| of(owner, error))?;
         let corrupt = XfsError::at(owner, address);
         let kind = BlockKind::identify(&bytes, kinds).map_err(&corrupt)?;
         let uuid = &self.superblock.metadata_uuid;
@@ -229,7 +247,7 @@ impl<D: BlockDevice> Xfs<D> {
             return Ok(block.bytes);
         }
         let mut bytes = vec![0; len];
-        self.source.read_at(address, &mut bytes)?;
+        self.read_metadata(&run(address, len), &mut bytes)?;
         let block = Block { kind: None, owner: 0, bytes: bytes.into() };
         let bytes = Arc::clone(&block.bytes);
         self.blocks.insert(key, block, len + size_of::<Block>());

@@ -1,4 +1,4 @@
-//! Blocking reads of a device, several bios at a time.
+//! Blocking reads and writes of a device, several bios at a time.
 
 use std::ops::Range;
 
@@ -90,6 +90,41 @@ impl<D: BlockDevice> Source<D> {
             self.collect(target, &mut result);
         }
         result
+    }
+
+    /// Writes bytes anywhere. What the device writes with them is read first.
+    pub(crate) fn write_at(&mut self, address: u64, bytes: &[u8]) -> Result<(), XfsError> {
+        let granularity = self.limits.granularity;
+        let first = granularity.align_down(address);
+        let whole = granularity.align_up(address + to_u64(bytes.len()));
+        let range = Error::Range { offset: address, len: to_u64(bytes.len()) };
+        let last = whole.filter(|&last| last <= self.limits.capacity);
+        let last = last.ok_or_else(|| unwritten(address, range))?;
+        let mut all = vec![0; to_usize(last - first)];
+        if all.len() != bytes.len() {
+            self.read_at(first, &mut all)?;
+        }
+        all[to_usize(address - first)..][..bytes.len()].copy_from_slice(bytes);
+        let mut at = first;
+        while at < last {
+            let chunk = self.limits.first_chunk(at, last - at, BUFFER_MAX);
+            let buffer = self.pool.take_whole(to_usize(chunk));
+            let mut buffer = buffer.expect("no buffer is in use between calls");
+            let bytes = &all[to_usize(at - first)..][..to_usize(chunk)];
+            buffer.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
+            let bio = Bio::new(Op::Write, at, chunk, Memory::Buffer(buffer));
+            let written = self.device.run(bio).result.map_err(|error| unwritten(at, error))?;
+            if written == 0 {
+                return Err(unwritten(at, Error::IO));
+            }
+            at += granularity.align_down(written);
+        }
+        Ok(())
+    }
+
+    /// Makes durable what was written, by whichever queue.
+    pub(crate) fn flush(&mut self) -> Result<(), XfsError> {
+        self.device.run(Bio::flush()).result.map(drop).map_err(|error| unwritten(0, error))
     }
 
     /// Submits the bios of a piece.
@@ -204,6 +239,10 @@ pub(crate) const fn failed(address: u64, source: Error) -> XfsError {
     XfsError::Device { place: Place { ino: None, address: Some(address) }, source }
 }
 
+const fn unwritten(address: u64, source: Error) -> XfsError {
+    XfsError::Write { place: Place { ino: None, address: Some(address) }, source }
+}
+
 #[cfg(test)]
 mod tests {
     use holdfast_device::MemoryDevice;
@@ -242,6 +281,22 @@ mod tests {
             let mut target = vec![0; expected.len()];
             source.read(wanted.into_iter(), &mut target).unwrap();
             prop_assert!(target == expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_written_and_nothing_beside_them(at in 0..SIZE, len in 0..70_000_usize) {
+            let mut source = source();
+            let len = len.min(SIZE - at);
+            let bytes: Vec<u8> = (0..len).map(|index| !byte(at + index)).collect();
+            source.write_at(to_u64(at), &bytes).unwrap();
+            let mut all = vec![0; SIZE];
+            source.read_at(0, &mut all).unwrap();
+            let expected = |index: usize| {
+                if (at..at + len).contains(&index) { !byte(index) } else { byte(index) }
+            };
+            prop_assert!(all.iter().enumerate().all(|(index, &found)| found == expected(index)));
         }
     }
 
