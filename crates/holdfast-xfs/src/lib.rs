@@ -5,6 +5,21 @@
 //! [`Xfs::read`] return what it holds, and [`Xfs::map`] where its bytes are. All metadata are verified
 //! when they are read: checksum, file system, place and owner.
 //!
+//! ```no_run
+//! # fn show(device: holdfast_device::MemoryDevice) -> Result<(), holdfast_xfs::XfsError> {
+//! use holdfast_xfs::{MappingState, MountOptions, Xfs};
+//!
+//! let mut xfs = Xfs::mount(device, &MountOptions::default())?;
+//! let file = xfs.walk(b"/home/disk.img", true)?;
+//! let mut start = [0; 512];
+//! xfs.read(&file, 0, &mut start)?;
+//! if let MappingState::Mapped { address } = xfs.map(&file, 1 << 20)?.state {
+//!     println!("the second MiB is at byte {address} of the device");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! One [`Xfs`] belongs to one thread and one queue of its device, and its calls block. Nothing here
 //! writes. What it keeps in memory is bounded by [`MountOptions::cache_bytes`], besides the extents of
 //! the inodes that callers hold.

@@ -12,7 +12,7 @@ use holdfast_device::MemoryDevice;
 use holdfast_units::{to_u64, to_usize};
 use holdfast_xfs::{MountOptions, Xfs, XfsError};
 
-use common::{File, SECTOR, golden, mount, observe};
+use common::{SECTOR, Tree, golden, mount, observe};
 
 /// Marsaglia's xorshift, which is the same each time.
 struct Choices(u64);
@@ -31,12 +31,12 @@ fn rounds(default: usize) -> usize {
     std::env::var("HOLDFAST_FLIPS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-fn read_all(device: &MemoryDevice) -> Result<Vec<File>, XfsError> {
+fn read_all(device: &MemoryDevice) -> Result<Tree, XfsError> {
     observe(&mut mount(device.clone())?)
 }
 
 /// What a good image holds, and the ranges that have to be read for it: offsets and lengths in bytes.
-fn good() -> (Vec<File>, Vec<(u64, u64)>) {
+fn good() -> (Tree, Vec<(u64, u64)>) {
     let mut xfs = mount(golden()).unwrap();
     let files = observe(&mut xfs).unwrap();
     let mut ranges = Rc::clone(&xfs.device().reads).borrow().clone();

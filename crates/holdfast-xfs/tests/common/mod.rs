@@ -2,8 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::cell::RefCell;
-use std::fs;
-use std::path::PathBuf;
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Limits};
@@ -13,14 +12,12 @@ use holdfast_xfs::{ExtentList, Ino, Kind, MountOptions, Stat, Xfs, XfsError};
 /// The unit in which a golden image is kept.
 pub(crate) const SECTOR: usize = 512;
 
-pub(crate) fn golden_path() -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "linux"].iter().collect()
-}
+/// The packed image.
+const GOLDEN: &[u8] = include_bytes!("../golden/linux");
 
 /// Puts the golden image into memory.
 pub(crate) fn golden() -> MemoryDevice {
-    let bytes = fs::read(golden_path()).unwrap();
-    let (size, mut rest) = bytes.split_first_chunk().unwrap();
+    let (size, mut rest) = GOLDEN.split_first_chunk().unwrap();
     let device = MemoryDevice::new(u64::from_le_bytes(*size));
     while let Some((offset, after)) = rest.split_first_chunk() {
         let (sector, after) = after.split_at(SECTOR);
@@ -67,23 +64,34 @@ pub(crate) fn mount(memory: MemoryDevice) -> Result<Xfs<Watched>, XfsError> {
     Xfs::mount(Watched::new(memory, &Rc::default()), &MountOptions::default())
 }
 
+/// All that is in a file system, but for data.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tree {
+    /// Every path but that of the root, and where it leads.
+    pub(crate) paths: Vec<(Vec<u8>, Ino)>,
+    /// Every file once.
+    pub(crate) files: Vec<File>,
+}
+
 /// All that is known of one file, but for its data.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct File {
-    pub(crate) path: Vec<u8>,
     pub(crate) stat: Stat,
     pub(crate) target: Option<Vec<u8>>,
     pub(crate) attributes: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) extents: ExtentList,
 }
 
-/// Reads everything but data, and each name also by looking it up.
-pub(crate) fn observe(xfs: &mut Xfs<Watched>) -> Result<Vec<File>, XfsError> {
-    /// More files than there are: bad entries can make a tree a circle.
-    const FILES_MAX: usize = 2000;
-    let mut files = Vec::new();
-    let mut waiting = vec![(b"/".to_vec(), xfs.root())];
+/// Reads everything but data, and each name also by looking it up. Every file is read once: bad entries can
+/// make a tree a circle.
+pub(crate) fn observe(xfs: &mut Xfs<Watched>) -> Result<Tree, XfsError> {
+    let mut tree = Tree::default();
+    let mut met = HashSet::new();
+    let mut waiting = vec![(Vec::new(), xfs.root())];
     while let Some((path, ino)) = waiting.pop() {
+        if !met.insert(ino) {
+            continue;
+        }
         let inode = xfs.inode(ino)?;
         let is_link = inode.kind() == Kind::Symlink;
         let target = is_link.then(|| xfs.read_link(&inode)).transpose()?;
@@ -96,13 +104,14 @@ pub(crate) fn observe(xfs: &mut Xfs<Watched>) -> Result<Vec<File>, XfsError> {
         let extents = xfs.extents(&inode)?.as_ref().clone();
         if inode.is_directory() {
             for (name, below) in names(xfs, ino)? {
-                assert!(files.len() + waiting.len() < FILES_MAX, "a directory without an end");
-                waiting.push(([&path[..], b"/", &name].concat(), below));
+                let path = [&path[..], b"/", &name].concat();
+                tree.paths.push((path.clone(), below));
+                waiting.push((path, below));
             }
         }
-        files.push(File { path, stat: *inode.stat(), target, attributes, extents });
+        tree.files.push(File { stat: *inode.stat(), target, attributes, extents });
     }
-    Ok(files)
+    Ok(tree)
 }
 
 /// A name, and the inode that was found by it.

@@ -146,7 +146,7 @@ impl Copy<'_> {
         let inode = self.xfs.inode(item.ino)?;
         if inode.stat().links > 1 {
             if let Some(made) = self.linked.get(&item.ino) {
-                self.done += inode.size();
+                self.done = self.done.saturating_add(inode.size());
                 return fs::hard_link(made, target).with_context(cannot);
             }
             self.linked.insert(item.ino, target.clone());
@@ -181,9 +181,9 @@ impl Copy<'_> {
                 self.run(inode, &file, position, end).with_context(cannot)?;
             }
             position = end;
-            self.progress.at(start + position);
+            self.progress.at(start.saturating_add(position));
         }
-        self.done = start + size;
+        self.done = start.saturating_add(size);
         file.set_permissions(permissions(inode.stat())).with_context(cannot)?;
         set_times(target, inode.stat())
     }
@@ -197,7 +197,7 @@ impl Copy<'_> {
             let len = self.xfs.read(inode, position, buffer)?;
             file.write_all_at(&buffer[..len], position)?;
             position += to_u64(len.max(1));
-            self.progress.at(self.done + position);
+            self.progress.at(self.done.saturating_add(position));
         }
         Ok(())
     }

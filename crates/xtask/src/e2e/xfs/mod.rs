@@ -55,7 +55,7 @@ const fn config(name: &'static str, options: &'static [&'static str], special: S
 
 const CONFIGS: &[Config] = &[
     config("default", &[], Special::ManyFiles),
-    config("blocks of 1 KiB", &["-b", "size=1024"], Special::ManyFiles),
+    config("blocks of 1 KiB", &["-b", "size=1024"], Special::Nothing),
     config(
         "blocks of 2 KiB, sectors of 512",
         &["-b", "size=2048", "-s", "size=512"],
@@ -94,7 +94,8 @@ pub(super) fn run(scene: &Scene) -> Result<Outcome> {
     for (number, config) in CONFIGS.iter().enumerate() {
         let image = path(&format!("{number}.img"));
         try_config(scene, config, &image).with_context(|| format!("with {}", config.name))?;
-        if config.special == Special::Nothing {
+        // Two are of use later.
+        if number > 1 {
             fs::remove_file(&image)?;
         }
     }
