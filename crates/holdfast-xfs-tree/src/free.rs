@@ -166,7 +166,7 @@ impl<B: Blocks> Group<'_, B> {
         }
         let mut tree = self.tree::<BySize>();
         // The smallest that is long enough, also where it has to begin at a multiple.
-        let longest = request.max.saturating_add(request.alignment - 1);
+        let longest = request.max.saturating_add(request.alignment.saturating_sub(1));
         if let Some((_, free)) = tree.at_or_after(&(longest, 0))?
             && let Some(run) = part(free, request)
         {

@@ -178,9 +178,9 @@ impl<B: Blocks> Group<'_, B> {
         Ok(pieces(run, &self.touching(run)?))
     }
 
-    /// Takes records out, and puts others in.
+    /// Takes records out, and puts others in. Both are in order.
     fn replace_shared(&mut self, old: &[Shared], new: &[Shared]) -> Result<(), B::Error> {
-        for record in old.iter().filter(|record| !new.contains(record)) {
+        for record in old.iter().filter(|record| !holds(new, record)) {
             let mut tree = self.tree::<Sharing>();
             match tree.exactly(&record.run.start)? {
                 Some((path, _)) => tree.remove(path)?,
@@ -190,9 +190,15 @@ impl<B: Blocks> Group<'_, B> {
                 }
             }
         }
-        let missing = new.iter().filter(|record| !old.contains(record));
-        missing.into_iter().try_for_each(|record| self.tree::<Sharing>().insert(record))
+        let mut missing = new.iter().filter(|record| !holds(old, record));
+        missing.try_for_each(|record| self.tree::<Sharing>().insert(record))
     }
+}
+
+/// Returns whether a record is one of those, which are in order.
+fn holds(records: &[Shared], record: &Shared) -> bool {
+    let found = records.binary_search_by_key(&record.run.start, |found| found.run.start);
+    found.is_ok_and(|index| records[index] == *record)
 }
 
 /// Returns all parts of a run, those that are in no record with the one owner that they have.

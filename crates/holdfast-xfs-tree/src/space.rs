@@ -61,13 +61,10 @@ impl<'b, B: Blocks> Space<'b, B> {
     ///
     /// [`TreeError::Full`], and as for [`Group::allocate`].
     pub fn allocate(&mut self, wanted: &Wanted) -> Result<Span, B::Error> {
-        let mut found = None;
-        for min in [wanted.max.max(wanted.min), wanted.min] {
-            let wanted = Wanted { min, ..*wanted };
-            found = self.in_some_group(&wanted, |group, request| group.allocate(request))?;
-            if found.is_some() || min == wanted.max {
-                break;
-            }
+        let whole = Wanted { min: wanted.max.max(wanted.min), ..*wanted };
+        let mut found = self.in_some_group(&whole, |group, request| group.allocate(request))?;
+        if found.is_none() && wanted.min < wanted.max {
+            found = self.in_some_group(wanted, |group, request| group.allocate(request))?;
         }
         found.ok_or_else(|| TreeError::Full.into())
     }

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use holdfast_xfs_format::{Extent, FileBlock, FsBlock, Ino};
-use holdfast_xfs_tree::{BmapFork, Owned, Owner, Run, Shared, Space, Span, Wanted};
+use holdfast_xfs_tree::{BmapFork, Owned, Owner, Run, Shared, Space, Span, TreeError, Wanted};
 
-use crate::support::{Image, Random};
+use crate::support::{Fault, Image, Random};
 
 /// The files that every image has.
 const FILES: u64 = 3;
@@ -54,13 +54,10 @@ struct Files {
 fn change_at_random(options: &[&str], seed: u64) {
     let mut image = Image::make(options);
     let file_system = image.file_system();
-    let root = image.superblock.root.0;
-    let inodes: Vec<Ino> = (0..FILES).map(|index| Ino(root + 3 + index)).collect();
-    let forks = inodes.iter().map(|&ino| image.load_fork(ino)).collect();
-    let models = inodes.iter().map(|_| Model::new()).collect();
-    let mut files = Files { inodes, forks, models, blocks: vec![0; 3] };
+    let mut files = Files::new(&image);
     let free = counted_free(&mut image);
     let mut random = Random(seed);
+    files.fragment(&mut Space::new(&file_system, &mut image));
     let mut highest = 0;
     for step in 0..STEPS {
         let mut space = Space::new(&file_system, &mut image);
@@ -76,7 +73,7 @@ fn change_at_random(options: &[&str], seed: u64) {
             files.forks = files.inodes.iter().map(|&ino| image.load_fork(ino)).collect();
         }
     }
-    assert!(highest > 300, "no file had more than {highest} extents");
+    assert!(highest > 2000, "no file had more than {highest} extents");
     let mut space = Space::new(&file_system, &mut image);
     for index in 0..files.forks.len() {
         files.remove(&mut space, index, 0, u64::from(LEN) + 100);
@@ -88,6 +85,108 @@ fn change_at_random(options: &[&str], seed: u64) {
     image.check();
 }
 
+#[test]
+fn a_full_file_system_has_blocks_for_what_must_not_fail() {
+    let mut image = Image::make(&["-b", "size=1k", "-m", "rmapbt=1,reflink=1"]);
+    let file_system = image.file_system();
+    let mut files = Files::new(&image);
+    let free = counted_free(&mut image);
+    let mut space = Space::new(&file_system, &mut image);
+    let mut end = 0;
+    loop {
+        let wanted = Wanted { min: 1, max: 50_000, near: FsBlock(0), alignment: 1 };
+        let found = match space.allocate(&wanted) {
+            Ok(found) => found,
+            Err(Fault::Tree(TreeError::Full)) => break,
+            Err(fault) => panic!("{fault}"),
+        };
+        let (file, blocks) = (FileBlock(end), u64::from(found.blocks));
+        end += blocks;
+        let extent = Extent { file, block: found.block, blocks, unwritten: true };
+        files.forks[0].insert(&mut space, &extent).unwrap();
+        files.map(0, &extent);
+    }
+    assert!(end > 30_000, "the file system was full with {end} blocks");
+    for file in (0..12_000).step_by(2) {
+        files.forks[0].convert(&mut space, FileBlock(file), 1, false).unwrap();
+        files.models[0].get_mut(&file).unwrap().1 = false;
+    }
+    files.compare(&mut space, free);
+    files.store(&image);
+    image.commit();
+    image.check();
+}
+
+#[test]
+fn damaged_blocks_make_nothing_panic() {
+    let mut image = Image::make(&["-b", "size=1k", "-m", "rmapbt=1,reflink=1"]);
+    let file_system = image.file_system();
+    let mut files = Files::new(&image);
+    let mut random = Random(7);
+    let mut space = Space::new(&file_system, &mut image);
+    files.fragment(&mut space);
+    for _ in 0..300 {
+        files.share(&mut space, 1, 0, &mut random);
+    }
+    files.store(&image);
+    image.commit();
+    let mut faults = 0;
+    for _ in 0..150 {
+        let mut fork = image.load_fork(files.inodes[0]);
+        let mut space = Space::new(&file_system, &mut image);
+        fork.extents(&mut space).unwrap();
+        for ag in 0..file_system.geometry.ag_count {
+            let mut group = space.group(ag);
+            group.free_space().unwrap();
+            group.list().unwrap();
+            group.all_shared().unwrap();
+            group.owners().unwrap();
+        }
+        for _ in 0..1 + random.below(3) {
+            image.damage(&mut random);
+        }
+        let mut space = Space::new(&file_system, &mut image);
+        let results = (0..20).map(|_| hostile(&mut fork, &mut space, &mut random));
+        faults += results.filter(Result::is_err).count();
+        image.roll_back();
+    }
+    assert!(faults > 100, "the damage was found {faults} times only");
+}
+
+/// Does anything, and returns what was found to be wrong.
+fn hostile(
+    fork: &mut BmapFork,
+    space: &mut Space<'_, Image>,
+    random: &mut Random,
+) -> Result<(), Fault> {
+    let file = FileBlock(u64::from(random.below(LEN)));
+    let len = 1 + u64::from(random.below(600));
+    match random.below(6) {
+        0 => {
+            for extent in fork.remove(space, file, len)? {
+                space.release(span(extent.block.0, extent.blocks))?;
+            }
+        }
+        1 => fork.convert(space, file, 1, random.below(2) == 0)?,
+        2 => space.share(span(u64::from(random.below(6000)), 1 + len % 20))?,
+        3 => {
+            fork.extents(space)?;
+            space.group(0).free_space()?;
+            space.group(0).owners()?;
+            space.group(0).all_shared()?;
+        }
+        _ => {
+            let (min, max) = (1, 1 + random.below(100));
+            let wanted = Wanted { min, max, near: FsBlock(file.0), alignment: 1 };
+            let Span { block, blocks } = space.allocate(&wanted)?;
+            let extent = Extent { file, block, blocks: u64::from(blocks), unwritten: false };
+            let removed = fork.replace(space, &extent)?;
+            removed.iter().try_for_each(|old| space.release(span(old.block.0, old.blocks)))?;
+        }
+    }
+    Ok(())
+}
+
 fn counted_free(image: &mut Image) -> u64 {
     let file_system = image.file_system();
     let mut space = Space::new(&file_system, image);
@@ -96,6 +195,26 @@ fn counted_free(image: &mut Image) -> u64 {
 }
 
 impl Files {
+    fn new(image: &Image) -> Self {
+        let root = image.superblock.root.0;
+        let inodes: Vec<Ino> = (0..FILES).map(|index| Ino(root + 3 + index)).collect();
+        let forks = inodes.iter().map(|&ino| image.load_fork(ino)).collect();
+        let models = inodes.iter().map(|_| Model::new()).collect();
+        Self { inodes, forks, models, blocks: vec![0; 3] }
+    }
+
+    /// Fills every second block of a file, with blocks between which others are free.
+    fn fragment(&mut self, space: &mut Space<'_, Image>) {
+        for file in (0..u64::from(LEN)).step_by(2) {
+            let wanted = Wanted { min: 1, max: 1, near: FsBlock(1000 + file), alignment: 2 };
+            let block = space.allocate(&wanted).unwrap().block;
+            let file = FileBlock(file);
+            let extent = Extent { file, block, blocks: 1, unwritten: false };
+            self.forks[0].insert(space, &extent).unwrap();
+            self.map(0, &extent);
+        }
+    }
+
     fn change(&mut self, space: &mut Space<'_, Image>, random: &mut Random) {
         let index = usize::try_from(random.below(3)).unwrap();
         let file = u64::from(random.below(LEN));

@@ -36,6 +36,8 @@ pub(crate) struct Image {
     pub(crate) superblock: Superblock,
     /// What was read, and whether it was changed.
     blocks: HashMap<BlockRef, (Vec<u8>, bool)>,
+    /// Blocks were changed behind everybody's back, so that free ones may be in use.
+    is_damaged: bool,
 }
 
 impl Image {
@@ -53,7 +55,7 @@ impl Image {
         let mut bytes = vec![0; SECTOR_MAX];
         file.read_exact_at(&mut bytes, 0).unwrap();
         let superblock = Superblock::parse(&bytes).unwrap();
-        Self { directory, file, superblock, blocks: HashMap::new() }
+        Self { directory, file, superblock, blocks: HashMap::new(), is_damaged: false }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -144,6 +146,26 @@ impl Image {
         found
     }
 
+    /// Forgets all changes.
+    pub(crate) fn roll_back(&mut self) {
+        self.blocks.clear();
+        self.is_damaged = false;
+    }
+
+    /// Changes a byte of a block in memory, which stays verified.
+    pub(crate) fn damage(&mut self, random: &mut Random) {
+        self.is_damaged = true;
+        let mut blocks: Vec<BlockRef> = self.blocks.keys().copied().collect();
+        blocks.sort_unstable_by_key(|block| block.address);
+        let block =
+            blocks[usize::try_from(random.below(u32::try_from(blocks.len()).unwrap())).unwrap()];
+        let (bytes, _) = self.blocks.get_mut(&block).unwrap();
+        // Most is decided by the first bytes.
+        let end = if random.below(2) == 0 { 128 } else { u32::try_from(bytes.len()).unwrap() };
+        let at = usize::try_from(random.below(end)).unwrap();
+        bytes[at] = [0, 1, 0x7f, 0xff, bytes[at] ^ 1][usize::try_from(random.below(5)).unwrap()];
+    }
+
     fn load(&mut self, block: BlockRef) -> Result<&mut (Vec<u8>, bool), Fault> {
         if !self.blocks.contains_key(&block) {
             let mut bytes = vec![0; block.len];
@@ -187,13 +209,15 @@ impl Blocks for Image {
     fn create(&mut self, block: BlockRef) -> Result<&mut [u8], Fault> {
         let mut bytes = vec![0; block.len];
         block.stamp(&mut bytes, &self.superblock.metadata_uuid).unwrap();
-        assert!(!self.blocks.contains_key(&block), "{block:?} is in use");
+        let is_used = self.blocks.contains_key(&block);
+        assert!(!is_used || self.is_damaged, "{block:?} is in use");
         self.blocks.insert(block, (bytes, true));
         self.edit(block)
     }
 
     fn forget(&mut self, block: BlockRef) {
-        assert!(self.blocks.remove(&block).is_some(), "{block:?} was never read");
+        let was_used = self.blocks.remove(&block).is_some();
+        assert!(was_used || self.is_damaged, "{block:?} was never read");
     }
 }
 
