@@ -40,6 +40,9 @@ impl<S: Shape, H: Home> Tree<S, H> {
             self.refresh(path, level)?;
             return Ok(None);
         }
+        if self.insert_beside(path, level, entries)? {
+            return Ok(None);
+        }
         let (right, left_count) = self.split(place, path)?;
         let right_place = Place::Block(right);
         let (target, index) =
@@ -70,6 +73,72 @@ impl<S: Shape, H: Home> Tree<S, H> {
     fn is_full(&mut self, place: Place) -> Result<bool, H::Error> {
         let (layout, bytes) = self.look(place)?;
         Ok(layout.count(bytes) >= layout.most(layout.level(bytes)))
+    }
+
+    /// Puts an entry into a full block, of which a part goes to a neighbour under the same node. Returns
+    /// whether one has room.
+    fn insert_beside(
+        &mut self,
+        path: &Path,
+        level: usize,
+        entries: &Entries,
+    ) -> Result<bool, H::Error> {
+        let Some(&above) = path.steps.get(level + 1) else {
+            return Ok(false);
+        };
+        let Step { place, index } = path.steps[level];
+        let (layout, bytes) = self.look(above.place)?;
+        let siblings = layout.count(bytes);
+        let pointer = |index| Place::Block(layout.pointer(bytes, index));
+        let left = above.index.checked_sub(1).map(|at| (pointer(at), at));
+        let right = Some(above.index + 1).filter(|&at| at < siblings).map(|at| (pointer(at), at));
+        for (beside, at) in [left, right].into_iter().flatten() {
+            if beside == place {
+                return Err(self.home.fault(above.place, "pointer", 0).into());
+            }
+            let is_left = at < above.index;
+            if !self.insert_with(place, index, (beside, is_left), entries)? {
+                continue;
+            }
+            self.refresh_key(beside, Step { place: above.place, index: at })?;
+            self.refresh_key(place, above)?;
+            self.refresh(path, level + 1)?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Puts an entry into a full block, if a neighbour has room: half of it is filled from the block, or
+    /// the entry goes there itself when it belongs between the two.
+    fn insert_with(
+        &mut self,
+        place: Place,
+        index: usize,
+        (beside, is_left): (Place, bool),
+        entries: &Entries,
+    ) -> Result<bool, H::Error> {
+        let (layout, bytes) = self.look(place)?;
+        let (number, count) = (layout.level(bytes), layout.count(bytes));
+        let (layout, bytes) = self.check(beside, number, false)?;
+        let count_beside = layout.count(bytes);
+        let room = layout.most(number) - count_beside;
+        if room == 0 {
+            return Ok(false);
+        }
+        let movable = if is_left { index } else { count - index };
+        let moved = room.div_ceil(2).min(movable);
+        let (from, to) = if is_left { (0..moved, count_beside) } else { (count - moved..count, 0) };
+        let (layout, bytes) = self.edit(place)?;
+        let cut = layout.cut(bytes, from);
+        let (layout, bytes) = self.edit(beside)?;
+        layout.paste(bytes, to, &cut);
+        if moved == 0 {
+            layout.paste(bytes, to, entries);
+            return Ok(true);
+        }
+        let (layout, bytes) = self.edit(place)?;
+        layout.paste(bytes, if is_left { index - moved } else { index }, entries);
+        Ok(true)
     }
 
     /// Moves the upper half of a block to a new one, and returns that, and how many are left.

@@ -224,6 +224,19 @@ fn extent(number: u32, blocks: u32) -> Extent {
     }
 }
 
+#[test]
+fn records_that_come_in_order_fill_blocks() {
+    let mut memory = Memory::with_fork(&extent(0, 1));
+    let mut tree = Tree::<Bmap, _>::new(&mut memory);
+    for number in 1..1200 {
+        tree.insert(&extent(number, 1)).unwrap();
+    }
+    check::<Bmap>(&mut memory);
+    // A leaf has room for twelve.
+    let leaves = memory.blocks.values().filter(|block| block[5] == 0).count();
+    assert!(leaves <= 105, "{leaves} leaves");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
