@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::bmap::Bmap;
-use crate::free::{ByPlace, Run};
+use crate::free::{ByPlace, BySize, Run};
+use crate::refcount::{Shared, Sharing};
 use crate::rmap::{Owned, Owner, Owners};
 use holdfast_xfs_format::{Extent, FileBlock, FormatError, FsBlock, Ino, Structure};
 
@@ -244,6 +245,21 @@ proptest! {
     fn a_tree_of_a_group_is_a_map(steps in steps()) {
         run::<ByPlace>(&mut Memory::with_block(), &steps, |start, blocks| {
             Run { start, blocks: blocks.min(1) }
+        });
+    }
+
+    #[test]
+    fn a_tree_by_size_is_a_map(steps in steps()) {
+        run::<BySize>(&mut Memory::with_block(), &steps, |start, _| {
+            Run { start, blocks: 1 + start % 13 }
+        });
+    }
+
+    #[test]
+    fn a_tree_of_shared_blocks_is_a_map(steps in steps()) {
+        run::<Sharing>(&mut Memory::with_block(), &steps, |start, count| Shared {
+            run: Run { start, blocks: 1 },
+            count,
         });
     }
 

@@ -35,6 +35,53 @@ fn blocks_of_2k_with_owners_and_without_free_inodes() {
     allocate_and_free(&["-b", "size=2k", "-m", "rmapbt=1,reflink=1,finobt=0"], 5);
 }
 
+#[test]
+fn blocks_are_shared_and_freed_with_their_last_owner() {
+    const LEN: u32 = 4000;
+    let mut image = Image::make(&["-b", "size=1k", "-m", "rmapbt=0,reflink=1"]);
+    let file_system = image.file_system();
+    let mut group = Group::new(&file_system, &mut image, 0);
+    let before = group.counted_free().unwrap();
+    let request = Request { min: LEN, max: LEN, near: 0, alignment: 1 };
+    let held = group.allocate(&request).unwrap().unwrap();
+    let mut counts = vec![1_u32; usize::try_from(LEN).unwrap()];
+    let mut random = Random(8);
+    for step in 0..6000 {
+        let start = random.below(LEN);
+        let blocks = (1 + random.below(if step % 50 == 0 { 1000 } else { 20 })).min(LEN - start);
+        let run = Run { start: held.start + start, blocks };
+        let range = usize::try_from(start).unwrap()..usize::try_from(start + blocks).unwrap();
+        let counts = &mut counts[range];
+        let first = counts.iter().position(|&count| count > 1);
+        let shared = first.map(|first| {
+            let len = counts[first..].iter().take_while(|&&count| count > 1).count();
+            let start = run.start + u32::try_from(first).unwrap();
+            Run { start, blocks: u32::try_from(len).unwrap() }
+        });
+        assert_eq!(group.shared(run).unwrap(), shared);
+        if counts.contains(&0) {
+            continue;
+        }
+        if random.below(100) < if step < 5000 { 52 } else { 10 } {
+            group.share(run).unwrap();
+            counts.iter_mut().for_each(|count| *count += 1);
+        } else {
+            group.release(run).unwrap();
+            counts.iter_mut().for_each(|count| *count -= 1);
+        }
+    }
+    assert!(counts.contains(&0), "no block lost its last owner");
+    assert!(group.sharing_blocks().unwrap() > 3, "the tree was never split");
+    for (block, &count) in (held.start..).zip(&counts) {
+        (0..count).for_each(|_| group.release(Run { start: block, blocks: 1 }).unwrap());
+    }
+    assert!(group.all_shared().unwrap().is_empty());
+    assert_eq!(group.sharing_blocks().unwrap(), 1);
+    assert_eq!(group.counted_free().unwrap(), before);
+    image.commit();
+    image.check();
+}
+
 /// Allocates and frees in all groups, compares with a model in between, frees all, and asks `xfs_repair`.
 fn allocate_and_free(options: &[&str], seed: u64) {
     let mut image = Image::make(options);
