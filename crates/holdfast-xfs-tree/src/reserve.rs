@@ -9,6 +9,10 @@ use crate::shape::Shape;
 
 /// Blocks of an allocation group that are kept whatever trees it has.
 const SET_ASIDE: u32 = 8;
+/// What of the file system is kept for trees of files that must grow when there is nothing free: one of so
+/// many blocks, and at most so many blocks.
+const POOL_SHARE: u64 = 20;
+const POOL_MAX: u64 = 8192;
 /// The most inodes that are in one record of the tree of free inodes.
 const INODES_OF_RECORD: u64 = 64;
 /// The size of a record of the tree of free inodes, and of a key with a pointer, in bytes.
@@ -19,12 +23,15 @@ const HEADER: u64 = 56;
 
 impl<B: Blocks> Group<'_, B> {
     /// Returns how many free blocks are kept, as the kernel keeps them from the mount on: as many as each
-    /// tree would have if every block had a record, without those that it has.
+    /// tree would have if every block had a record, without those that it has, and a share of those for the
+    /// trees of files.
     pub(crate) fn reserve(&mut self) -> Result<u32, B::Error> {
         let agf = self.agf()?;
         let (blocks, file_system) = (u64::from(self.len()), *self.file_system);
         let len = file_system.geometry.block.len();
-        let mut reserve = u64::from(SET_ASIDE);
+        let pool =
+            (POOL_MAX / u64::from(file_system.geometry.ag_count.max(1))).min(blocks / POOL_SHARE);
+        let mut reserve = u64::from(SET_ASIDE) + pool;
         if file_system.has_sharing {
             let most = tree_max::<Sharing>(len, blocks);
             reserve += most.saturating_sub(u64::from(agf.refcount_blocks.get()));

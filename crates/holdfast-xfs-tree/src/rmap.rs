@@ -24,10 +24,6 @@ impl Owner {
 
     /// The trees of free space and of owners, and the AGFL.
     pub const TREES: Self = Self::special(5);
-    /// The trees of inodes.
-    pub const INODE_TREES: Self = Self::special(6);
-    /// Inodes.
-    pub const INODES: Self = Self::special(7);
     /// The tree of shared extents.
     pub const REFCOUNT: Self = Self::special(8);
 
