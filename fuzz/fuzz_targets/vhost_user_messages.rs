@@ -23,8 +23,8 @@ use holdfast_iov::Region;
 use holdfast_ring::{Channel, Operation, SharedRing, Waker};
 use holdfast_units::BlockSize;
 use holdfast_vhost_user_blk::fuzzing::Session;
-use holdfast_vhost_user_blk::{Options, Storage};
-use holdfast_volume::{CreateOptions, OpenOptions, Volume};
+use holdfast_vhost_user_blk::{Description, Options, Target};
+use holdfast_volume::{CreateOptions, OpenOptions, Queue, Volume};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use rustix::event::{EventfdFlags, eventfd};
@@ -265,13 +265,21 @@ impl Disk {
     }
 }
 
-impl Storage for Disk {
-    type Device = Woken;
+impl Target for Disk {
+    type Queue = Queue<Woken>;
 
-    fn volume(&self) -> &Arc<Volume> {
-        &self.volume
+    fn describe(&self) -> Description {
+        let geometry = self.volume.geometry();
+        Description::new(geometry.capacity(), geometry.sector(), &self.volume.uuid_text())
     }
 
+    fn queue(&self, ring: &SharedRing, waker: &Arc<Waker>) -> std::io::Result<Self::Queue> {
+        let waker = Arc::clone(waker);
+        Queue::new(&self.volume, self.device(ring)?, move || waker.wake())
+    }
+}
+
+impl Disk {
     fn device(&self, ring: &SharedRing) -> std::io::Result<Woken> {
         let waker = Waker::new()?;
         let channel = Channel::open(ring);

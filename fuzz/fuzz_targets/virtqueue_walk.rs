@@ -9,9 +9,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use holdfast_bio::Limits;
 use holdfast_iov::{GuestMemory, GuestRegion, Place, Region};
 use holdfast_units::BlockSize;
+use holdfast_vhost_user_blk::Description;
 use holdfast_vhost_user_blk::fuzzing::Requests;
 use holdfast_virtqueue::{Chain, Inflight, Rings, Taken, Virtqueue};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
@@ -220,7 +220,7 @@ struct Device<'a> {
     queue: Virtqueue,
     chain: Chain,
     requests: Vec<Requests>,
-    limits: Limits,
+    disk: Description,
     /// Taken and not given back.
     taken: Vec<u16>,
     /// Taken and not shown as given back, in the order in which they were taken: what the log names.
@@ -257,17 +257,7 @@ fn run(memory: &Memory, input: &Input) {
     let inflight = input.log.as_ref().and_then(|_| log(memory, size));
     let log_is_ours = inflight.is_some() && bytes.iter().all(|&byte| byte == 0);
     let sector = if input.sector_4096 { BlockSize::PAGE } else { BlockSize::SECTOR };
-    let limits = Limits {
-        capacity: sector.align_down(u64::from(input.capacity)),
-        sector,
-        granularity: BlockSize::SECTOR,
-        memory_alignment: BlockSize::SECTOR,
-        bytes_max: 1 << 20,
-        boundary: BlockSize::new(1 << 20),
-        stable_pages: true,
-        guards: None,
-        read_only: false,
-    };
+    let disk = Description::new(sector.align_down(u64::from(input.capacity)), sector, "");
     let mut device = Device {
         memory,
         input,
@@ -275,7 +265,7 @@ fn run(memory: &Memory, input: &Input) {
         queue: Virtqueue::new(rings(memory, size), input.event_index, input.base, inflight),
         chain: Chain::new(),
         requests: (0..size).map(|_| Requests::default()).collect(),
-        limits,
+        disk,
         taken: Vec::new(),
         logged: Vec::new(),
         given_back: Vec::new(),
@@ -406,7 +396,7 @@ impl Device<'_> {
                 self.logged.push(head);
                 if bad.is_none() {
                     let place = &mut self.requests[usize::from(head)];
-                    place.read(&self.chain, &self.memory.guest, &self.limits);
+                    place.read(&self.chain, &self.memory.guest, &self.disk);
                 }
             }
             Err(_) => self.is_broken = true,

@@ -1,6 +1,7 @@
 //! The unit of work of the block layer.
 
 use holdfast_iov::Memory;
+use holdfast_units::to_usize;
 
 use crate::Error;
 
@@ -141,4 +142,65 @@ pub struct Ended {
     /// How many bytes were moved. A device at the bottom may move fewer than it was asked to; a
     /// volume moves all or fails.
     pub result: Result<u64, Error>,
+}
+
+impl Ended {
+    /// Returns a bio that moves what a short transfer has left over. `Err` when there is no more to be done: all
+    /// is moved, or the bio failed. One that moved nothing at all of what it was to move has failed.
+    ///
+    /// # Errors
+    ///
+    /// The end of the bio.
+    #[inline]
+    pub fn into_rest(mut self) -> Result<Bio, Self> {
+        match self.result {
+            Ok(0) if self.bio.len > 0 => self.result = Err(Error::IO),
+            Ok(moved) if moved < self.bio.len => {
+                let mut bio = self.bio;
+                bio.offset += moved;
+                bio.len -= moved;
+                bio.guarded = false;
+                match &mut bio.memory {
+                    Memory::Iov(iter) => iter.advance(to_usize(moved)),
+                    _ => bio.start += to_usize(moved),
+                }
+                return Ok(bio);
+            }
+            _ => {}
+        }
+        Err(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_iov::{Pool, lend};
+
+    fn ended(bio: Bio, moved: u64) -> Ended {
+        Ended { bio, result: Ok(moved) }
+    }
+
+    #[test]
+    fn the_rest_of_a_short_transfer_is_the_rest_of_its_memory() {
+        let buffer = Pool::new(1 << 20).unwrap().take(4096).unwrap();
+        let bio = Bio::new(Op::Read, 1536, 2048, Memory::Buffer(buffer)).with_start(1536);
+        let rest = ended(bio.with_user(7), 512).into_rest().unwrap();
+        assert_eq!((rest.offset, rest.len, rest.start, rest.user), (2048, 1536, 2048, 7));
+        lend(&[0; 4096], |iter| {
+            let bio = Bio::new(Op::Write, 0, 4096, Memory::Iov(iter));
+            let rest = ended(bio, 1024).into_rest().unwrap();
+            assert_eq!((rest.offset, rest.len, rest.memory.len()), (1024, 3072, 3072));
+        });
+    }
+
+    #[test]
+    fn of_what_was_moved_or_failed_there_is_no_rest() {
+        let bio = || Bio::new(Op::Discard, 0, 4096, Memory::None);
+        assert_eq!(ended(bio(), 4096).into_rest().unwrap_err().result, Ok(4096));
+        assert_eq!(ended(Bio::flush(), 0).into_rest().unwrap_err().result, Ok(0));
+        let failed = Ended { bio: bio(), result: Err(Error::NoSpace) };
+        assert_eq!(failed.into_rest().unwrap_err().result, Err(Error::NoSpace));
+        assert_eq!(ended(bio(), 0).into_rest().unwrap_err().result, Err(Error::IO));
+    }
 }

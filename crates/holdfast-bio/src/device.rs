@@ -78,3 +78,17 @@ pub trait BlockDevice {
         Ok(None)
     }
 }
+
+/// One thread's way to a disk that is served to clients.
+///
+/// The thread sleeps in its ring. What the queue has in flight ends there; what other threads leave to be done
+/// here they announce by waking the thread.
+pub trait DiskQueue: BlockDevice {
+    /// Returns whether something may be reaped of which the ring does not tell: reap before sleeping.
+    fn has_notes(&self) -> bool;
+
+    /// Returns whether there is something that a flush would store, though no client asks for it.
+    fn has_news(&self) -> bool {
+        false
+    }
+}

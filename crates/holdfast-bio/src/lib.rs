@@ -16,6 +16,6 @@ mod limits;
 
 pub use bio::{Bio, Ended, Op};
 pub use bounce::{Bounce, BounceCounters, ParseReadPolicyError, ReadPolicy};
-pub use device::BlockDevice;
+pub use device::{BlockDevice, DiskQueue};
 pub use error::{Error, Mismatch, Tag};
 pub use limits::{GuardLimits, Limits};

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
+use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, Limits, Op};
 use holdfast_iov::{BUFFER_MAX, Region};
 use holdfast_ring::{Channel, Completion, File, Operation, SharedRing};
 use holdfast_units::{to_u64, to_usize};
@@ -185,6 +185,12 @@ impl BlockDevice for FileDevice {
             Err(error) if error.raw_os_error() == Some(ENODEV) => Ok(None),
             Err(error) => Err(Error::from(&error)),
         }
+    }
+}
+
+impl DiskQueue for FileDevice {
+    fn has_notes(&self) -> bool {
+        !self.refused.is_empty()
     }
 }
 

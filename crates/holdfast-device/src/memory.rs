@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
+use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, Limits, Op};
 use holdfast_iov::Memory;
 use holdfast_units::{BlockSize, to_usize};
 
@@ -154,6 +154,12 @@ impl BlockDevice for MemoryDevice {
         let first = BlockSize::PAGE.count(offset);
         let found = self.pages().keys().copied().filter(|&page| page >= first).min();
         Ok(found.map(|page| offset.max(page * BlockSize::PAGE.bytes())))
+    }
+}
+
+impl DiskQueue for MemoryDevice {
+    fn has_notes(&self) -> bool {
+        !self.ended.is_empty()
     }
 }
 

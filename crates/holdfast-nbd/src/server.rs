@@ -1,18 +1,18 @@
 //! One reactor of the server: a thread with a ring, on which its connections and its queue of the
-//! volume run. Nothing is handed to another thread.
+//! disk run. Nothing is handed to another thread.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast_bio::{Bio, BlockDevice, Ended};
+use holdfast_bio::{Bio, DiskQueue, Ended};
 use holdfast_iov::{BUFFER_MIN, Pool};
 use holdfast_ring::{Channel, Completion, File, Operation, SharedRing, Waker};
 use holdfast_socket::Listener;
 use holdfast_units::{to_u64, to_usize};
-use holdfast_volume::Queue;
 use slab::Slab;
 
 use crate::export::Export;
@@ -40,12 +40,12 @@ impl Default for ServerLimits {
 }
 
 /// One reactor of an NBD server.
-pub struct Server<D: BlockDevice> {
+pub struct Server<Q: DiskQueue> {
     ring: SharedRing,
     channel: Channel,
     waker: Arc<Waker>,
     listeners: Vec<File>,
-    context: Context<D>,
+    context: Context<Q>,
     /// Listeners that could not accept, until the next tick: most likely descriptors have run out,
     /// and trying again at once would fail again at once.
     resting: Vec<usize>,
@@ -59,7 +59,7 @@ pub struct Server<D: BlockDevice> {
     ended: Vec<Ended>,
 }
 
-impl<D: BlockDevice> fmt::Debug for Server<D> {
+impl<Q: DiskQueue> fmt::Debug for Server<Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server").field("sessions", &self.sessions.len()).finish_non_exhaustive()
     }
@@ -93,19 +93,20 @@ impl Purpose {
 /// The number of a bio that belongs to no session.
 const HOUSEKEEPING: u64 = u64::MAX;
 
-impl<D: BlockDevice> Server<D> {
+impl<Q: DiskQueue> Server<Q> {
     /// How often deadlines are looked at.
     const TICK: Duration = Duration::from_secs(1);
 
     /// Sets a reactor up. `pool` is its own, and is registered with `ring` by the caller if that is
-    /// wanted; `queue` notifies `waker`.
+    /// wanted; `queue` notifies `waker`, and moves all that a bio asks for, since a short transfer fails its
+    /// request.
     ///
     /// # Errors
     ///
     /// ENOMEM, EMFILE.
     pub fn new(
         ring: &SharedRing,
-        queue: Queue<D>,
+        queue: Q,
         pool: Pool,
         listeners: &[Listener],
         exports: Arc<[Export]>,
@@ -120,7 +121,7 @@ impl<D: BlockDevice> Server<D> {
             channel: channel.clone(),
             waker,
             listeners: descriptors.collect::<Result<_, _>>()?,
-            context: Context { queue, pool, reserve, exports, channel },
+            context: Context { queue, backlog: VecDeque::new(), pool, reserve, exports, channel },
             resting: Vec::new(),
             sessions: Slab::new(),
             changed: Vec::new(),
@@ -131,12 +132,12 @@ impl<D: BlockDevice> Server<D> {
         })
     }
 
-    /// Serves until the waker says stop; then finishes what is in flight, and returns the queue.
+    /// Serves until the waker says stop; then finishes what is in flight.
     ///
     /// # Errors
     ///
     /// When the ring cannot be used any more.
-    pub fn run(mut self) -> io::Result<Queue<D>> {
+    pub fn run(mut self) -> io::Result<()> {
         for index in 0..self.listeners.len() {
             self.accept(index);
         }
@@ -149,12 +150,10 @@ impl<D: BlockDevice> Server<D> {
                 continue;
             }
             if self.stopping.is_some() && self.sessions.is_empty() {
-                break;
+                return Ok(());
             }
             self.ring.borrow_mut().enter(1)?;
         }
-        self.context.queue.drain();
-        Ok(self.context.queue)
     }
 
     fn push(&self, token: u64, operation: Operation) {
@@ -184,6 +183,7 @@ impl<D: BlockDevice> Server<D> {
         let mut busy = false;
         let mut ended = std::mem::take(&mut self.ended);
         self.context.queue.reap(&mut ended);
+        self.context.retry();
         for item in ended.drain(..) {
             busy = true;
             self.bio_ended(item);
@@ -305,9 +305,9 @@ impl<D: BlockDevice> Server<D> {
         for key in keys {
             self.resume(key);
         }
-        if self.context.queue.volume().has_news() {
-            // A flush stores them.
-            self.context.queue.start(Bio::flush().with_user(HOUSEKEEPING));
+        if self.context.queue.has_news() {
+            // A flush stores it.
+            self.context.submit(Bio::flush().with_user(HOUSEKEEPING));
         }
     }
 

@@ -3,16 +3,16 @@
 //! A session never waits. It is told what has ended, and then [advances](Session::advance) as far
 //! as it can. Write data are received into the buffers from which they are written.
 
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast_bio::{BlockDevice, Ended};
+use holdfast_bio::{Bio, DiskQueue, Ended};
 use holdfast_iov::{BUFFER_MIN, Buffer, Pool};
 use holdfast_ring::{Channel, File, Message, Operation};
-use holdfast_volume::Queue;
 
 use crate::export::Export;
 use crate::negotiation::{Agreed, INPUT_LEN_MAX, Negotiation, Outcome};
@@ -22,14 +22,35 @@ use crate::server::Purpose;
 use crate::task::Tasks;
 
 /// What the sessions of a reactor share.
-pub(crate) struct Context<D: BlockDevice> {
-    pub(crate) queue: Queue<D>,
+pub(crate) struct Context<Q: DiskQueue> {
+    pub(crate) queue: Q,
+    /// Bios that found the queue full.
+    pub(crate) backlog: VecDeque<Bio>,
     pub(crate) pool: Pool,
     /// Small buffers, [`Session::SMALL_BUFFERS`] for each connection, so that none has to wait for
     /// another's client.
     pub(crate) reserve: Pool,
     pub(crate) exports: Arc<[Export]>,
     pub(crate) channel: Channel,
+}
+
+impl<Q: DiskQueue> Context<Q> {
+    /// Submits a bio, now or when the queue has room again.
+    pub(crate) fn submit(&mut self, bio: Bio) {
+        if let Err(bio) = self.queue.submit(bio) {
+            self.backlog.push_back(bio);
+        }
+    }
+
+    /// Submits what the queue had no room for, as far as it has now.
+    pub(crate) fn retry(&mut self) {
+        while let Some(bio) = self.backlog.pop_front() {
+            if let Err(bio) = self.queue.submit(bio) {
+                self.backlog.push_front(bio);
+                break;
+            }
+        }
+    }
 }
 
 pub(crate) struct Session {
@@ -72,11 +93,11 @@ impl Session {
     /// The most headers that are received at once.
     const HEADERS_MAX: usize = 32;
 
-    pub(crate) fn new<D: BlockDevice>(
+    pub(crate) fn new<Q: DiskQueue>(
         key: usize,
         socket: File,
         memory: Buffer,
-        context: &Context<D>,
+        context: &Context<Q>,
     ) -> Self {
         let negotiation = Negotiation::new(Arc::clone(&context.exports));
         let mut tasks = Tasks::new(key);
@@ -105,7 +126,7 @@ impl Session {
         Tasks::session_of(user)
     }
 
-    pub(crate) fn bio_ended<D: BlockDevice>(&mut self, context: &Context<D>, ended: Ended) {
+    pub(crate) fn bio_ended<Q: DiskQueue>(&mut self, context: &Context<Q>, ended: Ended) {
         self.tasks.bio_ended(context, ended);
     }
 
@@ -144,7 +165,7 @@ impl Session {
     }
 
     /// Does all that can be done now.
-    pub(crate) fn advance<D: BlockDevice>(&mut self, context: &mut Context<D>) {
+    pub(crate) fn advance<Q: DiskQueue>(&mut self, context: &mut Context<Q>) {
         self.tasks.begin_turn();
         if self.tasks.is_hopeless() {
             self.abort();
@@ -166,13 +187,13 @@ impl Session {
     }
 
     /// Takes what was received, as far as it is complete.
-    fn take_input<D: BlockDevice>(&mut self, context: &mut Context<D>) {
+    fn take_input<Q: DiskQueue>(&mut self, context: &mut Context<Q>) {
         let Some(memory) = self.memory.take() else { return };
         while self.closing.is_none() && self.take_piece(context, &memory) {}
         self.memory = Some(memory);
     }
 
-    fn take_piece<D: BlockDevice>(&mut self, context: &mut Context<D>, memory: &Buffer) -> bool {
+    fn take_piece<Q: DiskQueue>(&mut self, context: &mut Context<Q>, memory: &Buffer) -> bool {
         let unread = &memory.as_slice()[self.unread.clone()];
         let agreed = match &mut self.phase {
             Phase::Transmission(agreed) => *agreed,
@@ -237,9 +258,9 @@ impl Session {
         }
     }
 
-    fn request<D: BlockDevice>(
+    fn request<Q: DiskQueue>(
         &mut self,
-        context: &Context<D>,
+        context: &Context<Q>,
         header: &[u8; REQUEST_LEN],
         agreed: &Agreed,
     ) {
@@ -274,7 +295,7 @@ impl Session {
         header.to_vec()
     }
 
-    fn start_send<D: BlockDevice>(&mut self, context: &Context<D>) {
+    fn start_send<Q: DiskQueue>(&mut self, context: &Context<Q>) {
         if self.sending {
             return;
         }
@@ -286,7 +307,7 @@ impl Session {
         }
     }
 
-    fn start_receive<D: BlockDevice>(&mut self, context: &Context<D>) {
+    fn start_receive<Q: DiskQueue>(&mut self, context: &Context<Q>) {
         if self.receiving.is_some() {
             return;
         }

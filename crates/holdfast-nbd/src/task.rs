@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
 
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
+use holdfast_bio::{Bio, DiskQueue, Ended, Error, Limits, Op};
 use holdfast_iov::{BUFFER_MIN, Buffer, Memory};
 use holdfast_ring::Message;
 use holdfast_units::{to_u64, to_usize};
@@ -164,9 +164,9 @@ impl Tasks {
     }
 
     /// Begins a request.
-    pub(crate) fn begin<D: BlockDevice>(
+    pub(crate) fn begin<Q: DiskQueue>(
         &mut self,
-        context: &Context<D>,
+        context: &Context<Q>,
         request: Request,
         agreed: &Agreed,
     ) {
@@ -205,7 +205,7 @@ impl Tasks {
     }
 
     /// Submits what can be submitted.
-    pub(crate) fn pump<D: BlockDevice>(&mut self, context: &mut Context<D>) {
+    pub(crate) fn pump<Q: DiskQueue>(&mut self, context: &mut Context<Q>) {
         for _ in 0..self.todo.len() {
             let Some(key) = self.todo.pop_front() else { break };
             // A task may be noted several times, and what has taken its place since need not be.
@@ -222,7 +222,7 @@ impl Tasks {
     }
 
     /// Submits chunks of a task. Returns whether it needs no further turn before one has ended.
-    fn submit_chunks<D: BlockDevice>(&mut self, context: &mut Context<D>, key: usize) -> bool {
+    fn submit_chunks<Q: DiskQueue>(&mut self, context: &mut Context<Q>, key: usize) -> bool {
         loop {
             self.skip_holes(context, key);
             let task = &self.tasks[key];
@@ -264,15 +264,15 @@ impl Tasks {
         }
     }
 
-    fn submit<D: BlockDevice>(&mut self, context: &mut Context<D>, key: usize, bio: Bio) {
+    fn submit<Q: DiskQueue>(&mut self, context: &mut Context<Q>, key: usize, bio: Bio) {
         self.held += bio.memory.buffer().map_or(0, Buffer::len);
         self.tasks[key].in_flight += 1;
         let user = to_u64(self.session) << 32 | to_u64(key);
-        context.queue.start(bio.with_user(user));
+        context.submit(bio.with_user(user));
     }
 
     /// Lets one run at a time be verified that is longer than a buffer. `false` while it is another.
-    fn begin_verifying<D: BlockDevice>(&mut self, context: &Context<D>, key: usize) -> bool {
+    fn begin_verifying<Q: DiskQueue>(&mut self, context: &Context<Q>, key: usize) -> bool {
         let Request { offset, length, .. } = self.tasks[key].request;
         let limits = context.queue.limits();
         let is_long = limits.first_chunk(offset, length.into(), limits.bytes_max) < length.into();
@@ -304,7 +304,7 @@ impl Tasks {
     }
 
     /// Passes over what the storage below knows to be a hole, where there is nothing to do for it.
-    fn skip_holes<D: BlockDevice>(&mut self, context: &Context<D>, key: usize) {
+    fn skip_holes<Q: DiskQueue>(&mut self, context: &Context<Q>, key: usize) {
         let task = &mut self.tasks[key];
         let skips = match task.request.command {
             Command::Trim | Command::Cache | Command::BlockStatus => true,
@@ -329,7 +329,7 @@ impl Tasks {
     }
 
     /// Makes the next bio of a task, or `None` when there is no memory for it now.
-    fn next_bio<D: BlockDevice>(&self, context: &Context<D>, key: usize) -> Option<Bio> {
+    fn next_bio<Q: DiskQueue>(&self, context: &Context<Q>, key: usize) -> Option<Bio> {
         let limits = context.queue.limits();
         let Task { request, ref how, next, end, .. } = self.tasks[key];
         let left = end - next;
@@ -348,7 +348,9 @@ impl Tasks {
             Command::WriteZeroes => self.zero_bio(context, &limits, key),
             Command::Cache | Command::BlockStatus => {
                 let buffer = self.take_buffer(context, BUFFER_MIN, false)?;
-                let len = limits.to_boundary(next, left);
+                // One byte for each sector.
+                let most = to_u64(buffer.len()) * limits.sector.bytes();
+                let len = limits.to_boundary(next, left).min(most);
                 Some(Bio::new(Op::Map, next, len, Memory::Buffer(buffer)))
             }
             Command::Write | Command::Flush | Command::Disconnect => None,
@@ -357,9 +359,9 @@ impl Tasks {
 
     /// Makes the next bio of a request to write zeros: whole sectors are made zeros, parts of
     /// sectors are written.
-    fn zero_bio<D: BlockDevice>(
+    fn zero_bio<Q: DiskQueue>(
         &self,
-        context: &Context<D>,
+        context: &Context<Q>,
         limits: &Limits,
         key: usize,
     ) -> Option<Bio> {
@@ -382,9 +384,9 @@ impl Tasks {
     /// Takes a buffer of `want` bytes, or a smaller one, as far as this session may.
     ///
     /// With `for_run` it is for the reply that all others wait for, whatever those hold.
-    fn take_buffer<D: BlockDevice>(
+    fn take_buffer<Q: DiskQueue>(
         &self,
-        context: &Context<D>,
+        context: &Context<Q>,
         want: usize,
         for_run: bool,
     ) -> Option<Buffer> {
@@ -408,12 +410,16 @@ impl Tasks {
         is_next.then(|| context.reserve.take_whole(BUFFER_MIN)).flatten()
     }
 
-    pub(crate) fn bio_ended<D: BlockDevice>(&mut self, context: &Context<D>, ended: Ended) {
+    pub(crate) fn bio_ended<Q: DiskQueue>(&mut self, context: &Context<Q>, ended: Ended) {
         let key = to_usize(ended.bio.user & u64::from(u32::MAX));
         self.held -= ended.bio.memory.buffer().map_or(0, Buffer::len);
         let task = &mut self.tasks[key];
         task.in_flight -= 1;
         match ended.result {
+            // What was not moved was not read, or is not stored.
+            Ok(moved) if moved < ended.bio.len => {
+                task.error.get_or_insert(Error::IO);
+            }
             Ok(_) => self.chunk_done(context, key, ended.bio),
             Err(error) => {
                 task.error.get_or_insert(error);
@@ -424,7 +430,7 @@ impl Tasks {
         }
     }
 
-    fn chunk_done<D: BlockDevice>(&mut self, context: &Context<D>, key: usize, bio: Bio) {
+    fn chunk_done<Q: DiskQueue>(&mut self, context: &Context<Q>, key: usize, bio: Bio) {
         let task = &mut self.tasks[key];
         let last = task.next == task.end && task.in_flight == 0 && task.error.is_none();
         let single = bio.len == u64::from(task.request.length);
@@ -532,9 +538,9 @@ impl Tasks {
     }
 
     /// Takes data of a write that came with its header. Returns how many bytes were data.
-    pub(crate) fn take_payload<D: BlockDevice>(
+    pub(crate) fn take_payload<Q: DiskQueue>(
         &mut self,
-        context: &mut Context<D>,
+        context: &mut Context<Q>,
         unread: &[u8],
     ) -> usize {
         let mut taken = 0;
@@ -555,7 +561,7 @@ impl Tasks {
     }
 
     /// Returns the part of a write that is to be received next, with memory for it.
-    fn chunk<D: BlockDevice>(&mut self, context: &Context<D>) -> Option<&mut Chunk> {
+    fn chunk<Q: DiskQueue>(&mut self, context: &Context<Q>) -> Option<&mut Chunk> {
         let payload = self.payload.as_ref()?;
         if payload.chunk.is_none() {
             let limits = context.queue.limits();
@@ -576,7 +582,7 @@ impl Tasks {
     }
 
     /// Submits a part of a write that has been received.
-    fn write_chunk<D: BlockDevice>(&mut self, context: &mut Context<D>) {
+    fn write_chunk<Q: DiskQueue>(&mut self, context: &mut Context<Q>) {
         let Some(payload) = &mut self.payload else { return };
         let Some(Chunk { buffer: Some(buffer), offset, len, .. }) = payload.chunk.take() else {
             return;
@@ -593,9 +599,9 @@ impl Tasks {
     }
 
     /// Returns where data of a write are to be received.
-    pub(crate) fn payload_target<D: BlockDevice>(
+    pub(crate) fn payload_target<Q: DiskQueue>(
         &mut self,
-        context: &Context<D>,
+        context: &Context<Q>,
     ) -> Option<(Buffer, Range<usize>)> {
         let chunk = self.chunk(context)?;
         Some((chunk.buffer.take()?, chunk.missing.clone()))
@@ -695,6 +701,7 @@ fn error_code(error: &Error) -> ErrorCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_bio::BlockDevice;
     use holdfast_checksum::GuardKind;
     use holdfast_device::MemoryDevice;
     use holdfast_iov::Pool;
@@ -703,7 +710,7 @@ mod tests {
     use holdfast_units::BlockSize;
     use holdfast_volume::{CreateOptions, OpenOptions, Queue, Volume};
 
-    type FaultyContext = Context<FaultyDevice<MemoryDevice>>;
+    type FaultyContext = Context<Queue<FaultyDevice<MemoryDevice>>>;
 
     /// A volume to which nothing can be written.
     fn unwritable() -> FaultyContext {
@@ -720,6 +727,7 @@ mod tests {
         let faults = Faults { faults: vec![fault], ..Faults::default() };
         Context {
             queue: Queue::new(&volume, FaultyDevice::new(device, faults, 1), || {}).unwrap(),
+            backlog: VecDeque::new(),
             pool: Pool::new(16 << 20).unwrap(),
             reserve: Pool::new(1 << 20).unwrap(),
             exports: [].into(),

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use holdfast_bio::{Bio, BlockDevice, Mismatch, ReadPolicy};
 use holdfast_device::{Access, Backing, FileDevice, MemoryDevice, OpenError};
-use holdfast_ring::{Ring, SharedRing};
+use holdfast_ring::{Ring, SharedRing, Waker};
 use holdfast_socket::{Address, Listener};
-use holdfast_vhost_user_blk::{Options, Server, Storage};
+use holdfast_vhost_user_blk::{Description, Options, Server, Target};
 use holdfast_volume::{CreateOptions, OpenOptions, Queue, Scrub, ScrubReport, Volume};
 
 use crate::TortureError;
@@ -79,27 +79,39 @@ struct Disk<D> {
     below: D,
 }
 
-impl Storage for Disk<MemoryDevice> {
-    type Device = RingMemory;
-
-    fn volume(&self) -> &Arc<Volume> {
-        &self.volume
+impl<D> Disk<D> {
+    fn describe(&self) -> Description {
+        let geometry = self.volume.geometry();
+        Description::new(geometry.capacity(), geometry.sector(), &self.volume.uuid_text())
     }
 
-    fn device(&self, ring: &SharedRing) -> io::Result<RingMemory> {
-        RingMemory::new(self.below.clone(), ring, 0)
+    fn queue<B: BlockDevice>(&self, device: B, waker: &Arc<Waker>) -> io::Result<Queue<B>> {
+        let waker = Arc::clone(waker);
+        Queue::new(&self.volume, device, move || waker.wake())
     }
 }
 
-impl Storage for Disk<Arc<Backing>> {
-    type Device = FileDevice;
+impl Target for Disk<MemoryDevice> {
+    type Queue = Queue<RingMemory>;
 
-    fn volume(&self) -> &Arc<Volume> {
-        &self.volume
+    fn describe(&self) -> Description {
+        self.describe()
     }
 
-    fn device(&self, ring: &SharedRing) -> io::Result<FileDevice> {
-        FileDevice::new(&self.below, ring)
+    fn queue(&self, ring: &SharedRing, waker: &Arc<Waker>) -> io::Result<Self::Queue> {
+        self.queue(RingMemory::new(self.below.clone(), ring, 0)?, waker)
+    }
+}
+
+impl Target for Disk<Arc<Backing>> {
+    type Queue = Queue<FileDevice>;
+
+    fn describe(&self) -> Description {
+        self.describe()
+    }
+
+    fn queue(&self, ring: &SharedRing, waker: &Arc<Waker>) -> io::Result<Self::Queue> {
+        self.queue(FileDevice::new(&self.below, ring)?, waker)
     }
 }
 

@@ -1,6 +1,5 @@
 //! The configuration space of the disk (virtio 1.3, section 5.2.4).
 
-use holdfast_volume::Volume;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
@@ -10,6 +9,8 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::target::Description;
 
 /// The unit of the disk's addresses, whatever its block size is.
 pub(crate) const SECTOR: u64 = 512;
@@ -61,27 +62,24 @@ impl Config {
     /// Where the one field is that a driver may change.
     pub(crate) const WRITEBACK: usize = 32;
 
-    /// Returns the configuration of a disk that presents `volume` with so many queues.
-    ///
-    /// Guests may use blocks of 512 bytes on any volume. The physical block tells what is written
-    /// whole.
-    pub(crate) fn new(volume: &Volume, queues: u16) -> Self {
-        let geometry = volume.geometry();
-        let in_sectors = geometry.sector().bytes() / SECTOR;
+    /// Returns the configuration of a disk with so many queues.
+    pub(crate) fn new(disk: &Description, queues: u16) -> Self {
+        let logical = disk.logical_block.bytes();
+        let whole = disk.physical_block.bytes() / logical;
         let range = u32::try_from(RANGE_BYTES_MAX / SECTOR).expect("2^21 fits");
-        let alignment = u16::try_from(in_sectors).expect("1 or 8");
+        let discard = disk.discard_block.bytes() / SECTOR;
         Self {
-            capacity: U64::new(geometry.capacity() / SECTOR),
+            capacity: U64::new(disk.capacity / SECTOR),
             size_max: U32::new(SEGMENT_BYTES_MAX),
             seg_max: U32::new(SEGMENTS_MAX),
-            blk_size: U32::new(512),
-            physical_block_exp: u8::try_from(in_sectors.ilog2()).expect("0 or 3"),
-            min_io_size: U16::new(alignment),
+            blk_size: U32::new(u32::try_from(logical).expect("at most 2^20")),
+            physical_block_exp: u8::try_from(whole.ilog2()).expect("at most 11"),
+            min_io_size: U16::new(u16::try_from(whole).expect("at most 2^11")),
             writeback: 1,
             num_queues: U16::new(queues),
             max_discard_sectors: U32::new(range),
             max_discard_seg: U32::new(u32::from(RANGES_MAX)),
-            discard_sector_alignment: U32::new(u32::from(alignment)),
+            discard_sector_alignment: U32::new(u32::try_from(discard).expect("at most 2^21")),
             max_write_zeroes_sectors: U32::new(range),
             max_write_zeroes_seg: U32::new(u32::from(RANGES_MAX)),
             write_zeroes_may_unmap: 1,
@@ -120,8 +118,8 @@ impl Config {
     }
 }
 
-/// Returns the features of a disk that presents `volume`.
-pub(crate) fn features(volume: &Volume) -> u64 {
+/// Returns the features that are offered for a disk.
+pub(crate) fn features(disk: &Description) -> u64 {
     let always = [
         VIRTIO_F_VERSION_1,
         VIRTIO_RING_F_INDIRECT_DESC,
@@ -136,7 +134,7 @@ pub(crate) fn features(volume: &Volume) -> u64 {
         LOG_ALL,
         PROTOCOL_FEATURES,
     ];
-    let by_mode: &[u32] = if volume.is_read_only() {
+    let by_mode: &[u32] = if disk.read_only {
         &[VIRTIO_BLK_F_RO]
     } else {
         &[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]

@@ -25,9 +25,8 @@ use crate::config::{self, Config, has};
 use crate::counters::ClientCounters;
 use crate::dirty::DirtyLog;
 use crate::queue::{Command, Mailbox, Reactor, Setup, Tuning};
-use crate::request::ID;
-use crate::server::Storage;
 use crate::shared::{check_call, check_event, check_size, map, region};
+use crate::target::{Description, Target};
 
 /// The most regions of memory. The kernel's vhost has 509.
 const REGIONS_MAX: usize = 509;
@@ -73,14 +72,14 @@ struct InflightArea {
 }
 
 /// The disk as one front end sees it.
-pub(crate) struct Control<S: Storage> {
-    storage: Arc<S>,
+pub(crate) struct Control<T: Target> {
+    target: Arc<T>,
+    disk: Description,
     tuning: Tuning,
     counters: Arc<ClientCounters>,
     offered: u64,
     features: u64,
     config: Config,
-    id: [u8; ID],
     memory: Arc<GuestMemory>,
     inflight: Option<InflightArea>,
     log: Option<Arc<DirtyLog>>,
@@ -99,29 +98,25 @@ pub(crate) fn failed(error: io::Error) -> Error {
     Error::ReqHandlerError(error)
 }
 
-impl<S: Storage> Control<S> {
+impl<T: Target> Control<T> {
+    /// Begins with a front end that has said nothing yet. `disk` describes the target.
     pub(crate) fn new(
-        storage: Arc<S>,
+        target: Arc<T>,
+        disk: Description,
         tuning: Tuning,
         counters: Arc<ClientCounters>,
         queues: u16,
     ) -> Self {
-        let volume = storage.volume();
-        let mut id = [0; ID];
-        // The name is cut to what the guest has room for: 20 bytes of the 36 of a uuid.
-        for (to, from) in id.iter_mut().zip(volume.uuid_text().bytes()) {
-            *to = from;
-        }
         Self {
-            offered: config::features(volume),
+            offered: config::features(&disk),
             features: 0,
-            config: Config::new(volume, queues),
-            id,
+            config: Config::new(&disk, queues),
             memory: Arc::default(),
             inflight: None,
             log: None,
             vrings: (0..queues).map(|_| Vring::default()).collect(),
-            storage,
+            target,
+            disk,
             tuning,
             counters,
         }
@@ -192,7 +187,7 @@ impl<S: Storage> Control<S> {
             log: self.active_log(),
             log_used: vring.addresses.and_then(|addresses| addresses.log_used),
             write_through: self.write_through(),
-            id: self.id,
+            disk: self.disk,
         };
         let running = self.spawn(index, setup).map_err(failed)?;
         self.vrings[index].running = Some(running);
@@ -201,13 +196,13 @@ impl<S: Storage> Control<S> {
 
     fn spawn(&self, index: usize, setup: Setup) -> io::Result<Running> {
         let mailbox = Mailbox::new()?;
-        let (storage, tuning) = (Arc::clone(&self.storage), self.tuning);
+        let (target, tuning) = (Arc::clone(&self.target), self.tuning);
         let counters = Arc::clone(self.counters.queue(index));
         let theirs = Arc::clone(&mailbox);
         let (started, wait) = std::sync::mpsc::sync_channel(1);
         let thread =
             std::thread::Builder::new().name(format!("vhost queue {index}")).spawn(move || {
-                match Reactor::new(&*storage, &tuning, setup, counters, theirs) {
+                match Reactor::new(&*target, &tuning, setup, counters, theirs) {
                     Ok(reactor) => {
                         // The other thread waits for this.
                         let _waiting = started.send(Ok(()));
@@ -275,7 +270,7 @@ impl<S: Storage> Control<S> {
     }
 }
 
-impl<S: Storage> VhostUserBackendReqHandlerMut for Control<S> {
+impl<T: Target> VhostUserBackendReqHandlerMut for Control<T> {
     fn set_owner(&mut self) -> Result<()> {
         Ok(())
     }
@@ -292,7 +287,7 @@ impl<S: Storage> VhostUserBackendReqHandlerMut for Control<S> {
     fn reset_device(&mut self) -> Result<()> {
         self.stop_all();
         self.features = 0;
-        self.config = Config::new(self.storage.volume(), self.config.queues());
+        self.config = Config::new(&self.disk, self.config.queues());
         for vring in &mut self.vrings {
             *vring = Vring::default();
         }

@@ -4,35 +4,41 @@ use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use holdfast_bio::{Limits, Op};
+use holdfast_bio::Op;
 use holdfast_iov::GuestMemory;
 use holdfast_units::to_u64;
 use holdfast_virtqueue::Chain;
 use vhost::vhost_user::BackendReqHandler;
 
-use crate::config::SECTOR;
 use crate::control::Control;
 use crate::counters::ClientCounters;
-use crate::request::{ID, Request};
-use crate::server::{Options, Storage};
+use crate::request::Request;
+use crate::server::Options;
+use crate::target::{Description, ID, Target};
 
 /// A front end's connection, of which the caller takes each step.
-pub struct Session<S: Storage> {
-    control: Arc<Mutex<Control<S>>>,
-    handler: BackendReqHandler<Mutex<Control<S>>>,
+pub struct Session<T: Target> {
+    control: Arc<Mutex<Control<T>>>,
+    handler: BackendReqHandler<Mutex<Control<T>>>,
 }
 
-impl<S: Storage> fmt::Debug for Session<S> {
+impl<T: Target> fmt::Debug for Session<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").finish_non_exhaustive()
     }
 }
 
-impl<S: Storage> Session<S> {
+impl<T: Target> Session<T> {
     /// Begins to serve a connection.
-    pub fn new(stream: UnixStream, storage: &Arc<S>, options: &Options) -> Self {
+    ///
+    /// # Panics
+    ///
+    /// When the target cannot be served.
+    pub fn new(stream: UnixStream, target: &Arc<T>, options: &Options) -> Self {
+        let disk = target.describe().checked().expect("the target can be served");
         let counters = Arc::new(ClientCounters::new("fuzz".into(), options.queues));
-        let control = Control::new(Arc::clone(storage), options.tuning(), counters, options.queues);
+        let (target, tuning) = (Arc::clone(target), options.tuning());
+        let control = Control::new(target, disk, tuning, counters, options.queues);
         let control = Arc::new(Mutex::new(control));
         let handler = BackendReqHandler::from_stream(stream, Arc::clone(&control));
         Self { control, handler }
@@ -44,7 +50,7 @@ impl<S: Storage> Session<S> {
     }
 }
 
-impl<S: Storage> Drop for Session<S> {
+impl<T: Target> Drop for Session<T> {
     fn drop(&mut self) {
         self.control.lock().unwrap_or_else(PoisonError::into_inner).stop_all();
     }
@@ -57,27 +63,28 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Reads a request, and checks that what is accepted obeys the limits.
+    /// Reads a request, and checks that what is accepted can be asked of the disk.
     ///
     /// # Panics
     ///
     /// When it does not.
-    pub fn read(&mut self, chain: &Chain, memory: &GuestMemory, limits: &Limits) {
-        let Ok(()) = self.request.parse(chain, memory, limits) else { return };
+    pub fn read(&mut self, chain: &Chain, memory: &GuestMemory, disk: &Description) {
+        let Ok(()) = self.request.parse(chain, memory, disk) else { return };
         let Request { runs, status, wants_id, .. } = &self.request;
         assert!(status.is_some(), "whoever asks is answered");
         let data = to_u64(self.request.data().count());
         for run in runs {
             let end = run.offset.checked_add(run.len).expect("a run has an end");
-            assert!(end <= limits.capacity && run.offset.is_multiple_of(SECTOR));
+            let block = disk.logical_block;
+            assert!(end <= disk.capacity && block.is_aligned(run.offset));
             match run.op {
                 Op::Read | Op::Write => assert!(run.len == data && data > 0),
                 Op::Flush => assert_eq!((run.offset, run.len), (0, 0)),
                 Op::Discard => {
                     assert!(run.len > 0);
-                    assert!(limits.sector.is_aligned(run.offset | run.len));
+                    assert!(disk.discard_block.is_aligned(run.offset | run.len));
                 }
-                Op::Zero { fast: false, .. } => assert!(run.len.is_multiple_of(SECTOR)),
+                Op::Zero { fast: false, .. } => assert!(block.is_aligned(run.len)),
                 other => panic!("nobody can ask for {other:?}"),
             }
         }

@@ -1,4 +1,4 @@
-//! One queue: a thread with a ring, buffers and a queue of the volume of its own. From the kick to the
+//! One queue: a thread with a ring, buffers and a queue of the disk of its own. From the kick to the
 //! completion a request stays in this thread; nothing is locked, allocated or handed over.
 
 use std::collections::VecDeque;
@@ -9,19 +9,20 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
-use holdfast_bio::{Bio, BlockDevice, Bounce, BounceCounters, Ended, Error, Op, ReadPolicy};
+use holdfast_bio::{
+    Bio, BlockDevice, Bounce, BounceCounters, DiskQueue, Ended, Error, Op, ReadPolicy,
+};
 use holdfast_iov::{GuestMemory, IovIter, Memory, Pool};
 use holdfast_ring::{Channel, Operation, Ring, SharedRing, Waker};
 use holdfast_units::{to_u64, to_usize};
 use holdfast_virtqueue::{BadChain, Chain, Rings, Taken, Virtqueue};
-use holdfast_volume::Queue;
 use thiserror::Error;
 
 use crate::counters::QueueCounters;
 use crate::dirty::DirtyLog;
 use crate::poll::Spin;
-use crate::request::{ID, Refused, Request, Run, Status};
-use crate::server::Storage;
+use crate::request::{Refused, Request, Run, Status};
+use crate::target::{Description, Target};
 
 /// Why a request cannot even be answered.
 #[derive(Debug, Error)]
@@ -50,7 +51,7 @@ pub(crate) struct Setup {
     /// The guest address at which the used ring is logged, if it is.
     pub(crate) log_used: Option<u64>,
     pub(crate) write_through: bool,
-    pub(crate) id: [u8; ID],
+    pub(crate) disk: Description,
 }
 
 /// How all queues are run.
@@ -89,10 +90,12 @@ struct Flight {
 }
 
 /// The thread of one queue.
-pub(crate) struct Reactor<D: BlockDevice> {
+pub(crate) struct Reactor<Q: DiskQueue> {
     ring: SharedRing,
     channel: Channel,
-    bounce: Bounce<Queue<D>>,
+    bounce: Bounce<Q>,
+    /// Bios that found the queue of the disk full.
+    backlog: VecDeque<Bio>,
     pool: Pool,
     virtqueue: Virtqueue,
     memory: Arc<GuestMemory>,
@@ -101,7 +104,7 @@ pub(crate) struct Reactor<D: BlockDevice> {
     log: Option<Arc<DirtyLog>>,
     log_used: Option<u64>,
     write_through: bool,
-    id: [u8; ID],
+    disk: Description,
     must_poll: bool,
     enabled: bool,
     /// The driver broke the queue: nothing is taken any more.
@@ -155,7 +158,7 @@ impl Mailbox {
     }
 }
 
-impl<D: BlockDevice> Drop for Reactor<D> {
+impl<Q: DiskQueue> Drop for Reactor<Q> {
     fn drop(&mut self) {
         // Whoever waits for a command is told that there is nobody.
         *self.mailbox.lock() = None;
@@ -168,15 +171,15 @@ const WAKE: u64 = 1;
 /// The operations that one queue has in flight.
 const RING_ENTRIES: u32 = 1024;
 
-impl<D: BlockDevice> Reactor<D> {
+impl<Q: DiskQueue> Reactor<Q> {
     /// The most bios of one request in flight.
     const BIOS_MAX: usize = 16;
     /// The most turns without a look at the ring.
     const TURNS_MAX: u32 = 64;
 
     /// Sets the queue up in the thread in which it will run.
-    pub(crate) fn new<S: Storage<Device = D>>(
-        storage: &S,
+    pub(crate) fn new<T: Target<Queue = Q>>(
+        target: &T,
         tuning: &Tuning,
         setup: Setup,
         counters: Arc<QueueCounters>,
@@ -188,8 +191,7 @@ impl<D: BlockDevice> Reactor<D> {
             tracing::debug!("the buffers are not registered, which costs a little speed: {error}");
         }
         let ring = ring.shared();
-        let waker = Arc::clone(&mailbox.waker);
-        let queue = Queue::new(storage.volume(), storage.device(&ring)?, move || waker.wake())?;
+        let queue = target.queue(&ring, &mailbox.waker)?;
         let channel = Channel::open(&ring);
         let listen = |token, event| {
             let event = Operation::Event { event: Rc::new(event), value: Box::new(0) };
@@ -205,6 +207,7 @@ impl<D: BlockDevice> Reactor<D> {
             ring,
             channel,
             bounce: Bounce::new(queue, pool.clone(), tuning.read_policy),
+            backlog: VecDeque::new(),
             pool,
             virtqueue: setup.virtqueue,
             memory: setup.memory,
@@ -213,7 +216,7 @@ impl<D: BlockDevice> Reactor<D> {
             log: setup.log,
             log_used: setup.log_used,
             write_through: setup.write_through,
-            id: setup.id,
+            disk: setup.disk,
             must_poll,
             enabled: true,
             broken: false,
@@ -275,6 +278,7 @@ impl<D: BlockDevice> Reactor<D> {
         let mut busy = self.listen();
         let mut ended = std::mem::take(&mut self.ended);
         self.bounce.reap(&mut ended);
+        self.retry();
         busy |= !ended.is_empty();
         for item in ended.drain(..) {
             self.bio_ended(item);
@@ -372,12 +376,11 @@ impl<D: BlockDevice> Reactor<D> {
     fn begin(&mut self, taken: Taken) -> Result<(), Unanswerable> {
         let Taken { head, bad } = taken;
         let flight = &mut self.flights[usize::from(head)];
-        let limits = self.bounce.limits();
         (flight.run, flight.submitted, flight.in_flight, flight.bytes) = (0, 0, 0, 0);
         (flight.error, flight.data) = (None, None);
         let parsed = match bad {
             Some(bad) => return Err(self.abandon(head, bad.into())),
-            None => flight.request.parse(&self.chain, &self.memory, &limits),
+            None => flight.request.parse(&self.chain, &self.memory, &self.disk),
         };
         match parsed {
             Err(refused) if flight.request.status.is_none() => {
@@ -393,7 +396,7 @@ impl<D: BlockDevice> Reactor<D> {
                 self.finish(head, refused.status());
             }
             Ok(()) if flight.request.wants_id => {
-                flight.request.data().copy_in(&self.id);
+                flight.request.data().copy_in(&self.disk.id);
                 self.finish(head, Status::Ok);
             }
             Ok(()) => {
@@ -427,10 +430,7 @@ impl<D: BlockDevice> Reactor<D> {
             bio.fua = self.write_through && bio.op.is_write();
             let flight = &mut self.flights[usize::from(head)];
             flight.in_flight += 1;
-            if let Err(bio) = self.bounce.submit(bio) {
-                self.bio_ended(Ended { bio, result: Err(Error::IO) });
-                return;
-            }
+            self.submit(bio);
         }
         let flight = &mut self.flights[usize::from(head)];
         if flight.in_flight == 0 {
@@ -440,6 +440,23 @@ impl<D: BlockDevice> Reactor<D> {
                 Some(_) => Status::Error,
             };
             self.finish(head, status);
+        }
+    }
+
+    /// Submits a bio, now or when the queue of the disk has room again.
+    fn submit(&mut self, bio: Bio) {
+        if let Err(bio) = self.bounce.submit(bio) {
+            self.backlog.push_back(bio);
+        }
+    }
+
+    /// Submits what the queue of the disk had no room for, as far as it has now.
+    fn retry(&mut self) {
+        while let Some(bio) = self.backlog.pop_front() {
+            if let Err(bio) = self.bounce.submit(bio) {
+                self.backlog.push_front(bio);
+                break;
+            }
         }
     }
 
@@ -470,7 +487,10 @@ impl<D: BlockDevice> Reactor<D> {
     }
 
     fn bio_ended(&mut self, ended: Ended) {
-        let Ended { bio, result } = ended;
+        let Ended { bio, result } = match ended.into_rest() {
+            Ok(rest) => return self.submit(rest),
+            Err(ended) => ended,
+        };
         let head = u16::try_from(bio.user).expect("a bio carries its request's number");
         let flight = &mut self.flights[usize::from(head)];
         // The guest's memory is let go of.

@@ -3,25 +3,24 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use holdfast_bio::{Limits, Op};
+use holdfast_bio::Op;
 use holdfast_iov::{AddressError, GuestMemory, IovIter, Place, SegmentList};
 use holdfast_units::to_u64;
 use holdfast_virtqueue::{Chain, Descriptor};
 use thiserror::Error;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
-    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
 use crate::config::{RANGES_MAX, SECTOR};
+use crate::target::{Description, ID};
 
 /// Bytes of the header: type, reserved, sector.
 const HEADER: usize = 16;
 /// Bytes of one range to discard or to make zeros: sector, count of sectors, flags.
 const RANGE: usize = 16;
-/// Bytes that name the disk.
-pub(crate) const ID: usize = VIRTIO_BLK_ID_BYTES as usize;
 
 /// How a request ended, as the guest is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +51,7 @@ pub(crate) enum Refused {
     Header { found: usize },
     #[error("there is no byte for the status")]
     NoStatus,
-    #[error("{len} bytes are no whole sectors, or the header's sector {sector} is none")]
+    #[error("{len} bytes at sector {sector} are no whole blocks of the disk")]
     Range { sector: u64, len: usize },
     #[error("its ranges have {len} bytes, which are no 1 to {RANGES_MAX} of them")]
     Ranges { len: usize },
@@ -133,7 +132,7 @@ impl Request {
         &mut self,
         chain: &Chain,
         memory: &GuestMemory,
-        limits: &Limits,
+        disk: &Description,
     ) -> Result<(), Refused> {
         self.clear();
         self.written.extend_from_slice(chain.writable());
@@ -150,11 +149,11 @@ impl Request {
         match kind {
             VIRTIO_BLK_T_IN => {
                 self.gather(memory, chain.writable(), 0, data_in)?;
-                self.transfer(Op::Read, sector, data_in, limits)
+                self.transfer(Op::Read, sector, data_in, disk)
             }
             VIRTIO_BLK_T_OUT => {
                 self.gather(memory, chain.readable(), HEADER, data_out)?;
-                self.transfer(Op::Write, sector, data_out, limits)
+                self.transfer(Op::Write, sector, data_out, disk)
             }
             VIRTIO_BLK_T_FLUSH => {
                 self.runs.push(Run { op: Op::Flush, offset: 0, len: 0 });
@@ -170,7 +169,7 @@ impl Request {
             }
             VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
                 self.gather(memory, chain.readable(), HEADER, data_out)?;
-                self.ranges(kind, data_out, limits)
+                self.ranges(kind, data_out, disk)
             }
             kind => Err(Refused::Type { kind }),
         }
@@ -221,13 +220,13 @@ impl Request {
         op: Op,
         sector: u64,
         len: usize,
-        limits: &Limits,
+        disk: &Description,
     ) -> Result<(), Refused> {
         let refused = Refused::Range { sector, len };
         let bytes = to_u64(len);
         let offset = sector.checked_mul(SECTOR).ok_or(refused)?;
         let end = offset.checked_add(bytes).ok_or(refused)?;
-        if end > limits.capacity || !bytes.is_multiple_of(SECTOR) {
+        if end > disk.capacity || !disk.logical_block.is_aligned(offset | bytes) {
             return Err(refused);
         }
         if bytes > 0 {
@@ -237,7 +236,7 @@ impl Request {
     }
 
     /// Reads the ranges to discard or to make zeros.
-    fn ranges(&mut self, kind: u32, len: usize, limits: &Limits) -> Result<(), Refused> {
+    fn ranges(&mut self, kind: u32, len: usize, disk: &Description) -> Result<(), Refused> {
         let mut bytes = [0; RANGE * RANGES_MAX as usize];
         if len == 0 || !len.is_multiple_of(RANGE) || len > bytes.len() {
             return Err(Refused::Ranges { len });
@@ -251,13 +250,13 @@ impl Request {
             let refused = Refused::Range { sector, len: holdfast_units::to_usize(len) };
             let offset = sector.checked_mul(SECTOR).ok_or(refused)?;
             let end = offset.checked_add(len).ok_or(refused)?;
-            if end > limits.capacity {
+            if end > disk.capacity || !disk.logical_block.is_aligned(offset | len) {
                 return Err(refused);
             }
             let (offset, end) = if op == Op::Discard {
-                // A discard may do less: what is no whole sector stays.
-                let first = limits.sector.align_up(offset).unwrap_or(end);
-                (first, limits.sector.align_down(end))
+                // A discard may do less: what is no whole block stays.
+                let first = disk.discard_block.align_up(offset).unwrap_or(end);
+                (first, disk.discard_block.align_down(end))
             } else {
                 (offset, end)
             };

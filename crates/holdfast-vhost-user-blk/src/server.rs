@@ -8,31 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use holdfast_bio::{BlockDevice, ReadPolicy};
-use holdfast_ring::SharedRing;
+use holdfast_bio::ReadPolicy;
 use holdfast_socket::{Address, Listener};
-use holdfast_volume::Volume;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use crate::control::Control;
 use crate::counters::ClientCounters;
 use crate::queue::Tuning;
-
-/// A volume, and how each thread gets its own way to the device below.
-pub trait Storage: Send + Sync + 'static {
-    /// A queue of the device, in one thread.
-    type Device: BlockDevice;
-
-    /// Returns the volume.
-    fn volume(&self) -> &Arc<Volume>;
-
-    /// Opens a queue of the device, on the ring of the calling thread.
-    ///
-    /// # Errors
-    ///
-    /// EMFILE, ENOMEM.
-    fn device(&self, ring: &SharedRing) -> io::Result<Self::Device>;
-}
+use crate::target::Target;
 
 /// How a disk is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,14 +75,15 @@ impl Shared {
 }
 
 impl Server {
-    /// Serves `storage` at a listening socket, in threads of its own, until [`stop`](Self::stop).
+    /// Serves `target` at a listening socket, in threads of its own, until [`stop`](Self::stop).
     ///
     /// # Errors
     ///
-    /// EMFILE, EAGAIN for too many threads, and EINVAL for a socket that is none in the file system.
-    pub fn start<S: Storage>(
+    /// EMFILE, EAGAIN for too many threads, and EINVAL for a socket that is none in the file system, or for
+    /// blocks that cannot be told to a guest.
+    pub fn start<T: Target>(
         listener: Listener,
-        storage: Arc<S>,
+        target: Arc<T>,
         options: &Options,
     ) -> io::Result<Self> {
         let Address::Unix(path) = listener.address() else {
@@ -108,6 +92,7 @@ impl Server {
                 "memory is shared through a unix socket only",
             ));
         };
+        let disk = target.describe().checked()?;
         let counters = Arc::new(ClientCounters::new(path.clone(), options.queues));
         let socket = UnixListener::from(listener.descriptor()?);
         let (stopping, connection) = (AtomicBool::new(false), Mutex::default());
@@ -117,7 +102,7 @@ impl Server {
         let thread =
             std::thread::Builder::new().name("vhost socket".to_owned()).spawn(move || {
                 let control =
-                    || Control::new(Arc::clone(&storage), tuning, Arc::clone(&theirs), queues);
+                    || Control::new(Arc::clone(&target), disk, tuning, Arc::clone(&theirs), queues);
                 accept(&ours, &theirs, control);
             })?;
         Ok(Self { counters, shared, thread, listener })
@@ -145,11 +130,7 @@ impl Server {
 }
 
 /// Serves one client after the other.
-fn accept<S: Storage>(
-    shared: &Shared,
-    counters: &ClientCounters,
-    control: impl Fn() -> Control<S>,
-) {
+fn accept<T: Target>(shared: &Shared, counters: &ClientCounters, control: impl Fn() -> Control<T>) {
     loop {
         let accepted = shared.socket.accept();
         if shared.stopping.load(Ordering::SeqCst) {
@@ -179,7 +160,7 @@ fn accept<S: Storage>(
 }
 
 /// Does what a client says, until it has gone or said something that makes no sense.
-fn serve<S: Storage>(stream: UnixStream, control: Control<S>) {
+fn serve<T: Target>(stream: UnixStream, control: Control<T>) {
     let control = Arc::new(Mutex::new(control));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&control));
     loop {

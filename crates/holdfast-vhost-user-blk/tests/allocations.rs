@@ -18,12 +18,12 @@ use common::{Guest, MIB, drain, guest_options, pattern};
 use holdfast_bio::ReadPolicy;
 use holdfast_checksum::GuardKind;
 use holdfast_device::{Backing, FileDevice};
-use holdfast_ring::{Ring, SharedRing};
+use holdfast_ring::{Ring, SharedRing, Waker};
 use holdfast_socket::{Address, Listener};
 use holdfast_units::{BlockSize, to_u64};
-use holdfast_vhost_user_blk::{Options, Server, Storage};
+use holdfast_vhost_user_blk::{Description, Options, Server, Target};
 use holdfast_virtio_driver::{Request, Segment, Shape, Status};
-use holdfast_volume::{CreateOptions, OpenOptions, Volume};
+use holdfast_volume::{CreateOptions, OpenOptions, Queue, Volume};
 
 /// The system's allocator, which counts what the threads of queues ask of it.
 struct Counting;
@@ -102,16 +102,18 @@ impl Disk {
     }
 }
 
-impl Storage for Disk {
-    type Device = FileDevice;
+impl Target for Disk {
+    type Queue = Queue<FileDevice>;
 
-    fn volume(&self) -> &Arc<Volume> {
-        &self.volume
+    fn describe(&self) -> Description {
+        let geometry = self.volume.geometry();
+        Description::new(geometry.capacity(), geometry.sector(), &self.volume.uuid_text())
     }
 
-    fn device(&self, ring: &SharedRing) -> io::Result<FileDevice> {
+    fn queue(&self, ring: &SharedRing, waker: &Arc<Waker>) -> io::Result<Self::Queue> {
         IS_WATCHED.set(true);
-        FileDevice::new(&self.backing, ring)
+        let waker = Arc::clone(waker);
+        Queue::new(&self.volume, FileDevice::new(&self.backing, ring)?, move || waker.wake())
     }
 }
 

@@ -12,7 +12,9 @@ use holdfast_nbd::{BlockSizes, Export, Server, ServerLimits};
 use holdfast_ring::{Ring, SharedRing, Waker};
 use holdfast_socket::{Address, Listener};
 use holdfast_units::to_usize;
-use holdfast_vhost_user_blk::{Options as VhostUserOptions, Server as VhostUser, Storage};
+use holdfast_vhost_user_blk::{
+    Description, Options as VhostUserOptions, Server as VhostUser, Target,
+};
 use holdfast_volume::{OpenOptions, Queue, Volume};
 
 use crate::Outcome;
@@ -81,10 +83,11 @@ fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
     let threads = if listeners.is_empty() { 0 } else { threads(arguments) };
     let wakers = (0..threads).map(|_| Waker::new()).collect::<Result<Vec<_>, _>>()?;
     let clients = Arc::<Activity>::default();
-    let disks = start_disks(arguments, open, &clients, sockets)?;
+    let disk = Arc::new(Disk::of(open, &clients));
+    let disks = start_disks(arguments, &disk, sockets)?;
     let served = watch_over(arguments, open, &clients, &disks, control, shown.as_ref()).and_then(
         |background| {
-            let served = react_all(open, &clients, &listeners, &wakers, &over, &wait);
+            let served = react_all(&disk, &listeners, &wakers, &over, &wait);
             drop(background);
             served
         },
@@ -95,20 +98,18 @@ fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
 
 /// Runs the reactors of NBD clients until somebody says that it is over.
 fn react_all(
-    open: &OpenVolume,
-    clients: &Arc<Activity>,
+    disk: &Disk,
     listeners: &[Listener],
     wakers: &[Arc<Waker>],
     over: &mpsc::Sender<()>,
     wait: &mpsc::Receiver<()>,
 ) -> anyhow::Result<()> {
-    let exports: Arc<[Export]> = Arc::new([export(open)]);
+    let exports: Arc<[Export]> = Arc::new([export(&disk.volume)]);
     thread::scope(|scope| {
         let spawn = |waker| {
-            let (open, over, exports) =
-                (Shared::of(open, clients), over.clone(), Arc::clone(&exports));
+            let (over, exports) = (over.clone(), Arc::clone(&exports));
             scope.spawn(move || {
-                let result = react(&open, listeners, exports, waker, wakers.len());
+                let result = react(disk, listeners, exports, waker, wakers.len());
                 // One that cannot go on takes the others with it. Nobody listens at the end.
                 let _ending = over.send(());
                 result
@@ -196,30 +197,40 @@ fn observe(
     Ok(())
 }
 
-/// An open volume as the queues of virtual machines use it.
+/// An open volume as all threads that serve it share it.
 struct Disk {
     store: Arc<Store>,
     volume: Arc<Volume>,
     clients: Arc<Activity>,
 }
 
-impl Storage for Disk {
-    type Device = Counted<Device>;
+impl Disk {
+    fn of(open: &OpenVolume, clients: &Arc<Activity>) -> Self {
+        let (store, volume) = (Arc::clone(&open.store), Arc::clone(&open.volume));
+        Self { store, volume, clients: Arc::clone(clients) }
+    }
+}
 
-    fn volume(&self) -> &Arc<Volume> {
-        &self.volume
+impl Target for Disk {
+    type Queue = Queue<Counted<Device>>;
+
+    fn describe(&self) -> Description {
+        let (volume, geometry) = (&self.volume, self.volume.geometry());
+        let told = Description::new(geometry.capacity(), geometry.sector(), &volume.uuid_text());
+        Description { read_only: volume.is_read_only(), ..told }
     }
 
-    fn device(&self, ring: &SharedRing) -> std::io::Result<Self::Device> {
-        Ok(Counted::new(self.store.device(ring)?, &self.clients))
+    fn queue(&self, ring: &SharedRing, waker: &Arc<Waker>) -> std::io::Result<Self::Queue> {
+        let device = Counted::new(self.store.device(ring)?, &self.clients);
+        let waker = Arc::clone(waker);
+        Queue::new(&self.volume, device, move || waker.wake())
     }
 }
 
 /// Starts to serve the volume to virtual machines.
 fn start_disks(
     arguments: &Serve,
-    open: &OpenVolume,
-    clients: &Arc<Activity>,
+    disk: &Arc<Disk>,
     sockets: Vec<Listener>,
 ) -> anyhow::Result<Vec<VhostUser>> {
     let options = VhostUserOptions {
@@ -234,11 +245,9 @@ fn start_disks(
              stores bad guards and gets false errors"
         );
     }
-    let (store, volume) = (Arc::clone(&open.store), Arc::clone(&open.volume));
-    let disk = Arc::new(Disk { store, volume, clients: Arc::clone(clients) });
     let mut disks = Vec::with_capacity(sockets.len());
     for socket in sockets {
-        match VhostUser::start(socket, Arc::clone(&disk), &options) {
+        match VhostUser::start(socket, Arc::clone(disk), &options) {
             Ok(started) => disks.push(started),
             Err(error) => {
                 // Nobody may write to a volume that is about to be closed.
@@ -250,22 +259,9 @@ fn start_disks(
     Ok(disks)
 }
 
-/// What the threads share of an open volume. Its ring is the main thread's.
-struct Shared<'a> {
-    store: &'a Store,
-    volume: &'a Arc<Volume>,
-    clients: &'a Arc<Activity>,
-}
-
-impl<'a> Shared<'a> {
-    fn of(open: &'a OpenVolume, clients: &'a Arc<Activity>) -> Self {
-        Self { store: &open.store, volume: &open.volume, clients }
-    }
-}
-
 /// Runs one reactor until its waker says stop.
 fn react(
-    open: &Shared<'_>,
+    disk: &Disk,
     listeners: &[Listener],
     exports: Arc<[Export]>,
     waker: &Arc<Waker>,
@@ -277,9 +273,7 @@ fn react(
         tracing::debug!("the buffers are not registered, which costs a little speed: {error}");
     }
     let ring = ring.shared();
-    let device = Counted::new(open.store.device(&ring)?, open.clients);
-    let to_wake = Arc::clone(waker);
-    let queue = Queue::new(open.volume, device, move || to_wake.wake())?;
+    let queue = disk.queue(&ring, waker)?;
     let limits = ServerLimits::default();
     let server = Server::new(&ring, queue, pool, listeners, exports, Arc::clone(waker), limits)?;
     server.run().context("the server cannot go on")?;
@@ -317,13 +311,13 @@ fn socket_beside(path: &Path) -> PathBuf {
     path.with_extension("sock")
 }
 
-fn export(open: &OpenVolume) -> Export {
-    let geometry = open.volume.geometry();
+fn export(volume: &Volume) -> Export {
+    let geometry = volume.geometry();
     Export {
         name: String::new(),
         description: "a Holdfast volume".to_owned(),
         size: geometry.capacity(),
-        read_only: open.volume.is_read_only(),
+        read_only: volume.is_read_only(),
         block_size: BlockSizes {
             minimum: 512,
             preferred: 4096,

@@ -191,7 +191,7 @@ impl Rig {
                 let server = server.unwrap();
                 drop(listeners);
                 ready.send(fs::canonicalize("/proc/thread-self").unwrap()).unwrap();
-                drop(server.run().unwrap());
+                server.run().unwrap();
                 drop(ring);
                 Report { free: pool.free_bytes(), total: pool.total_bytes() }
             }));

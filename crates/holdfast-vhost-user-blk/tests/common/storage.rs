@@ -13,7 +13,7 @@ use holdfast_device::{Backing, FileDevice, MemoryDevice};
 use holdfast_iov::Region;
 use holdfast_ring::{Channel, Operation, Ring, SharedRing, Waker};
 use holdfast_sim::{Faults, FaultyDevice};
-use holdfast_vhost_user_blk::Storage;
+use holdfast_vhost_user_blk::{Description, Target};
 use holdfast_volume::{CreateOptions, OpenOptions, Queue, Volume};
 
 use super::eventually;
@@ -122,13 +122,22 @@ impl Disk {
     }
 }
 
-impl Storage for Disk {
-    type Device = Watched;
+impl Target for Disk {
+    type Queue = Queue<Watched>;
 
-    fn volume(&self) -> &Arc<Volume> {
-        &self.volume
+    fn describe(&self) -> Description {
+        let (volume, geometry) = (&self.volume, self.volume.geometry());
+        let told = Description::new(geometry.capacity(), geometry.sector(), &volume.uuid_text());
+        Description { read_only: volume.is_read_only(), ..told }
     }
 
+    fn queue(&self, ring: &SharedRing, waker: &Arc<Waker>) -> io::Result<Self::Queue> {
+        let waker = Arc::clone(waker);
+        Queue::new(&self.volume, self.device(ring)?, move || waker.wake())
+    }
+}
+
+impl Disk {
     fn device(&self, ring: &SharedRing) -> io::Result<Watched> {
         let device: Box<dyn BlockDevice> = match &*self.medium {
             Medium::Memory(device, faults) => {

@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, GuardLimits, Limits, Op};
+use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, GuardLimits, Limits, Op};
 use holdfast_iov::{BUFFER_MAX, BUFFER_MIN, Buffer, Memory, Pool};
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use slab::Slab;
@@ -130,12 +130,6 @@ impl<D: BlockDevice> Queue<D> {
         } else {
             self.proceed(key);
         }
-    }
-
-    /// Returns whether a queue of another thread has left something to be done here: reap before
-    /// sleeping.
-    pub fn has_notes(&self) -> bool {
-        self.inbox.is_filled() || !self.ended.is_empty()
     }
 
     /// Returns how many bios are in flight, with those of the volume's own. As long as there are
@@ -593,6 +587,16 @@ impl<D: BlockDevice> BlockDevice for Queue<D> {
         Ok(found
             .map(|position| geometry.first_offset_from(position).max(offset))
             .filter(|&offset| offset < geometry.capacity()))
+    }
+}
+
+impl<D: BlockDevice> DiskQueue for Queue<D> {
+    fn has_notes(&self) -> bool {
+        self.inbox.is_filled() || !self.ended.is_empty()
+    }
+
+    fn has_news(&self) -> bool {
+        self.volume.has_news()
     }
 }
 
