@@ -236,7 +236,12 @@ fn a_file_gives_space_back_or_keeps_it_as_it_is_asked() {
     assert_eq!(guest.write(0, &pattern(5, 1 << 20)), Status::Ok);
     let all = stored();
     assert!(all >= MIB);
-    assert_eq!(guest.zero(0, kib(256), 0), Status::Ok);
+    match guest.zero(0, kib(256), 0) {
+        Status::Ok => {}
+        // As Linux does where the file system below cannot.
+        Status::Unsupported => assert_eq!(guest.write(0, &[0; 256 << 10]), Status::Ok),
+        other => panic!("{other:?}"),
+    }
     assert_eq!(stored(), all);
     assert_eq!(guest.zero(kib(256), kib(256), Range::UNMAP), Status::Ok);
     assert_eq!(all - stored(), kib(256));
