@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod attributes;
+mod connect;
 mod errno;
 mod files;
 mod filesystem;
@@ -18,5 +19,6 @@ mod options;
 mod queues;
 mod statistics;
 
-pub use mount::{Mount, MountError, unmount};
+pub use connect::unmount;
+pub use mount::{Mount, MountError};
 pub use options::Options;

@@ -1,18 +1,16 @@
-//! Mounting, running and unmounting.
+//! A mount, from its beginning to its end.
 
-use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use fuser::Session;
+use fuser::{Config, Session, SessionACL};
 use holdfast_bio::BlockDevice;
 use holdfast_xfs::{MountOptions, Xfs, XfsError};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
-use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
 use thiserror::Error;
 
+use crate::connect::{connect, unmount};
 use crate::files::Files;
 use crate::options::Options;
 use crate::queues::Queues;
@@ -52,7 +50,9 @@ pub enum MountError {
 /// A file system that is mounted, and unmounted when this is dropped.
 #[derive(Debug)]
 pub struct Mount {
-    session: Session<Files>,
+    /// There until it runs.
+    session: Option<Session<Files>>,
+    directory: PathBuf,
     is_clean: bool,
 }
 
@@ -74,11 +74,14 @@ impl Mount {
         let queues = Queues::new(open).map_err(|source| MountError::Device { source })?;
         let how = MountOptions { no_recovery: options.no_recovery, ..MountOptions::default() };
         let xfs = Xfs::mount(queues, &how)?;
+        let refused = |source| MountError::Refused { path: directory.to_owned(), source };
         let is_clean = xfs.is_clean();
-        let session = Session::new(Files::new(xfs), directory, &options.config())
-            .map_err(|source| MountError::Refused { path: directory.to_owned(), source })?;
+        let device = connect(directory, options).map_err(refused)?;
+        let mut mount = Self { session: None, directory: directory.to_owned(), is_clean };
+        let session = start(Files::new(xfs), device, options);
+        mount.session = Some(session.map_err(refused)?);
         read_ahead(directory);
-        Ok(Self { session, is_clean })
+        Ok(mount)
     }
 
     /// Returns whether the log was clean, so that nothing is missing.
@@ -90,10 +93,36 @@ impl Mount {
     ///
     /// # Errors
     ///
-    /// What the kernel's device said that no request can follow.
-    pub fn run(self) -> io::Result<()> {
-        self.session.run()
+    /// What the kernel's device said that no request can follow. Then it is unmounted here.
+    pub fn run(mut self) -> io::Result<()> {
+        let result = self.session.take().map_or(Ok(()), Session::run);
+        if result.is_ok() {
+            // Nothing of ours is mounted there any more.
+            self.directory = PathBuf::new();
+        }
+        result
     }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.directory.as_os_str().is_empty() {
+            return;
+        }
+        if let Err(error) = unmount(&self.directory) {
+            tracing::warn!("cannot unmount {}: {error}", self.directory.display());
+        }
+    }
+}
+
+/// Agrees with the kernel on how to speak.
+fn start(files: Files, device: OwnedFd, options: &Options) -> io::Result<Session<Files>> {
+    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let mut config = Config::default();
+    config.acl = acl;
+    config.n_threads = Some(options.threads.get());
+    config.clone_fd = true;
+    Session::from_fd(files, device, acl, config)
 }
 
 /// Lets the kernel read as much ahead as one request may be long, where only root may say so.
@@ -108,37 +137,4 @@ fn read_ahead(directory: &Path) {
     if let Err(error) = written {
         tracing::debug!("the kernel reads as far ahead as it does by itself: {error}");
     }
-}
-
-/// Unmounts a directory. When it is in use it is only taken out of the tree of directories, and the
-/// mount ends with its last user; returns whether it was so.
-///
-/// # Errors
-///
-/// What umount(2) or fusermount3(1) said.
-pub fn unmount(directory: &Path) -> io::Result<bool> {
-    match rustix::mount::unmount(directory, UnmountFlags::empty()) {
-        Ok(()) => Ok(false),
-        Err(Errno::BUSY) => {
-            rustix::mount::unmount(directory, UnmountFlags::DETACH)?;
-            Ok(true)
-        }
-        Err(Errno::PERM) => {
-            if fusermount(&["-u"], directory)? {
-                return Ok(false);
-            }
-            if fusermount(&["-u", "-z"], directory)? {
-                return Ok(true);
-            }
-            Err(io::Error::other("fusermount3 refused it"))
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Has fusermount3(1) unmount, and returns whether it did.
-fn fusermount(options: &[&str], directory: &Path) -> io::Result<bool> {
-    let mut command = Command::new("fusermount3");
-    command.args(options).args([OsStr::new("-q"), OsStr::new("--")]).arg(directory);
-    Ok(command.status()?.success())
 }

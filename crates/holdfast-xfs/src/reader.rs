@@ -129,6 +129,9 @@ pub(crate) fn plan(
     pieces
 }
 
+/// How much one bio of a read moves at most, in bytes. Several at a time are faster than a large one.
+const PART: usize = 256 << 10;
+
 /// One read into memory that was lent.
 struct Reading<'a, D> {
     source: &'a mut Source<D>,
@@ -147,10 +150,13 @@ impl<D: BlockDevice> Reading<'_, D> {
         for piece in pieces {
             memory.advance(piece.target.start - at);
             at = piece.target.end;
-            for (address, len) in limits.chunks(piece.address, to_u64(piece.target.len())) {
+            let (mut address, end) = (piece.address, piece.address + to_u64(piece.target.len()));
+            while address < end {
+                let len = limits.first_chunk(address, end - address, PART);
                 let part = memory.split_to(to_usize(len));
                 let user = to_u64(self.in_flight.insert(len));
                 self.submit(Bio::new(Op::Read, address, len, Memory::Iov(part)).with_user(user));
+                address += len;
             }
         }
         drop(memory);

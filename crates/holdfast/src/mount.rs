@@ -1,8 +1,8 @@
 //! `holdfast mount`
 
 use std::io;
-use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use holdfast_fuse::{Mount, Options};
@@ -18,35 +18,55 @@ pub(crate) fn run(arguments: &cli::Mount) -> anyhow::Result<Outcome> {
     let absolute = |path: &Path| {
         path.canonicalize().with_context(|| format!("cannot find {}", path.display()))
     };
-    let (source, directory) = (absolute(image)?, absolute(directory)?);
+    let directory = absolute(directory)?;
     let options = Options {
-        source: source.display().to_string(),
+        source: absolute(image)?.into_os_string(),
         no_recovery: arguments.no_recovery,
         allow_other: arguments.allow_other,
-        threads: NonZeroUsize::from(
-            std::num::NonZeroU16::new(arguments.threads).context("no threads")?,
-        ),
+        threads: arguments.threads.into(),
     };
+    // Before there is a mount, since one whose process was killed stays, and nobody answers.
+    let state = Arc::new(Mutex::new(State::default()));
+    let (asked, mounted) = (Arc::clone(&state), directory.clone());
+    signals::on_stop(move || {
+        let mut state = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        state.is_asked = true;
+        if state.is_mounted {
+            unmount(&mounted);
+        }
+    })?;
     let open = move || opened.queue().map_err(io::Error::other);
     let mount = Mount::new(open, &directory, &options)
         .with_context(|| format!("cannot mount {}", image.display()))?;
-    if !mount.is_clean() {
-        tracing::warn!(
-            "{} was not unmounted: what was changed last may be missing or damaged",
-            image.display()
-        );
+    announce(image, &directory, mount.is_clean());
+    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    state.is_mounted = true;
+    if state.is_asked {
+        unmount(&directory);
     }
-    let mounted = directory.clone();
-    signals::on_stop(move || unmount(&mounted))?;
-    tracing::info!(
-        "mounted {} on {}, read-only; unmount it with: umount {}",
-        image.display(),
-        directory.display(),
-        directory.display()
-    );
+    drop(state);
     mount.run().context("the mount cannot go on")?;
     tracing::info!("{} is unmounted", directory.display());
     Ok(Outcome::Fine)
+}
+
+/// What main and the thread of signals tell each other.
+#[derive(Default)]
+struct State {
+    is_mounted: bool,
+    is_asked: bool,
+}
+
+fn announce(image: &Path, directory: &Path, is_clean: bool) {
+    let (image, directory) = (image.display(), directory.display());
+    if !is_clean {
+        tracing::warn!(
+            "{image} was not unmounted: what was changed last may be missing or damaged"
+        );
+    }
+    tracing::info!(
+        "mounted {image} on {directory}, read-only; unmount it with: umount {directory}"
+    );
 }
 
 fn unmount(directory: &Path) {

@@ -1,5 +1,6 @@
 //! What can be said after `holdfast mount`.
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -24,6 +25,26 @@ pub(crate) struct Mount {
     pub(crate) allow_other: bool,
     /// How many requests are answered at the same time. Each is a thread with a queue of its own.
     #[arg(long, value_name = "N", default_value = "16",
-        value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) threads: u16,
+        value_parser = parse_threads)]
+    pub(crate) threads: NonZeroU16,
+}
+
+fn parse_threads(text: &str) -> Result<NonZeroU16, String> {
+    const MOST: u16 = 64;
+    let threads = text.parse().ok().filter(|threads: &NonZeroU16| threads.get() <= MOST);
+    threads.ok_or_else(|| format!("give a number from 1 to {MOST}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_a_thread_and_there_are_not_too_many() {
+        assert_eq!(
+            ["1", "64"].map(|text| parse_threads(text).map(NonZeroU16::get)),
+            [Ok(1), Ok(64)]
+        );
+        assert!(["0", "65", "many"].iter().all(|text| parse_threads(text).is_err()));
+    }
 }

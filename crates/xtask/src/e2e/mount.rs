@@ -95,6 +95,8 @@ pub(super) fn run(scene: &Scene) -> Result<Outcome> {
     let _unmounted = ["kernel", "ours"].map(|name| Unmounted(scene.path(name)));
     scene.ok(&mut shell(FILL, &[]))?;
 
+    // What is mounted below must stay.
+    scene.ok(&mut command("mount", &["-t", "tmpfs", "below", "ours"]))?;
     let ours = Mount::start(scene, "image")?;
     scene.ok(&mut command("mount", &["-o", "ro,loop", "image", "kernel"]))?;
     for script in [HOLES, LIST, SUMS] {
@@ -104,6 +106,7 @@ pub(super) fn run(scene: &Scene) -> Result<Outcome> {
     refuses_changes(scene)?;
     scene.ok(&mut command("umount", &["ours"]))?;
     ours.ended()?;
+    scene.ok(&mut command("umount", &["ours"]))?;
 
     volume(scene)?;
     stop_in_use(scene)?;
@@ -196,7 +199,7 @@ impl<'a> Mount<'a> {
             scene.start(&mut scene.holdfast(&["mount", image, "ours"]), "server.log")?;
         scene.poll("the mount", Instant::now() + START, || {
             ensure!(program.is_running()?, "the program ended at once; see server.log");
-            Ok(is_mounted(&scene.path("ours"))?.then_some(()))
+            Ok(is_mounted(&scene.path("ours"), false)?.then_some(()))
         })?;
         Ok(Self { scene, program })
     }
@@ -205,7 +208,7 @@ impl<'a> Mount<'a> {
     fn terminate(&self, scene: &Scene) -> Result<()> {
         scene.ok(&mut shell(&format!("kill -TERM {}", self.program.pid()), &[]))?;
         scene.poll("the mount to go", Instant::now() + STOP, || {
-            Ok((!is_mounted(&scene.path("ours"))?).then_some(()))
+            Ok((!is_mounted(&scene.path("ours"), false)?).then_some(()))
         })
     }
 
@@ -217,10 +220,13 @@ impl<'a> Mount<'a> {
     }
 }
 
-/// Whether something is mounted there.
-fn is_mounted(path: &str) -> Result<bool> {
+/// Whether something of ours is mounted there, or with `any` anything.
+fn is_mounted(path: &str, any: bool) -> Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
-    Ok(mounts.lines().any(|line| line.split(' ').nth(1) == Some(path)))
+    Ok(mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next() == Some(path) && (any || fields.next() == Some("fuse.holdfast"))
+    }))
 }
 
 /// Where nothing is mounted when this is dropped, whatever the mount is worth.
@@ -228,7 +234,11 @@ struct Unmounted(String);
 
 impl Drop for Unmounted {
     fn drop(&mut self) {
-        if is_mounted(&self.0).unwrap_or(true) {
+        // There may be one upon another.
+        for _ in 0..2 {
+            if !is_mounted(&self.0, true).unwrap_or(true) {
+                return;
+            }
             // It may be gone meanwhile.
             let _ = command("umount", &["--lazy", &self.0]).status();
         }
