@@ -94,9 +94,10 @@ impl<D: BlockDevice> Source<D> {
 
     /// Writes bytes anywhere. What the device writes with them is read first.
     pub(crate) fn write_at(&mut self, address: u64, bytes: &[u8]) -> Result<(), XfsError> {
-        let granularity = self.limits.granularity;
-        let first = granularity.align_down(address);
-        let whole = granularity.align_up(address + to_u64(bytes.len()));
+        // A part of a sector could be written, but not from the beginning of a buffer.
+        let unit = self.limits.granularity.max(self.limits.sector);
+        let first = unit.align_down(address);
+        let whole = unit.align_up(address + to_u64(bytes.len()));
         let range = Error::Range { offset: address, len: to_u64(bytes.len()) };
         let last = whole.filter(|&last| last <= self.limits.capacity);
         let last = last.ok_or_else(|| unwritten(address, range))?;
@@ -114,10 +115,10 @@ impl<D: BlockDevice> Source<D> {
             buffer.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
             let bio = Bio::new(Op::Write, at, chunk, Memory::Buffer(buffer));
             let written = self.device.run(bio).result.map_err(|error| unwritten(at, error))?;
-            if written == 0 {
+            if written < unit.bytes() {
                 return Err(unwritten(at, Error::IO));
             }
-            at += granularity.align_down(written);
+            at += unit.align_down(written);
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use holdfast_units::BlockSize;
 use holdfast_volume::{CreateOptions, Durability};
 
 pub(crate) use self::mount::Mount;
-pub(crate) use self::xfs::{Xfs, XfsAction, XfsCat, XfsGet, XfsLs, XfsPaths};
+pub(crate) use self::xfs::{Xfs, XfsAction, XfsCat, XfsGet, XfsLs, XfsPaths, XfsPut};
 
 /// Disks in which every sector carries a checksum, its address and an application tag, served to
 /// virtual machines and programs.

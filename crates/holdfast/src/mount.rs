@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
+use holdfast_device::Access;
 use holdfast_fuse::{Mount, Options};
 
 use crate::Outcome;
@@ -14,7 +15,7 @@ use crate::xfs::Opened;
 
 pub(crate) fn run(arguments: &cli::Mount) -> anyhow::Result<Outcome> {
     let cli::Mount { image, directory, .. } = arguments;
-    let opened = Opened::open(image)?;
+    let opened = Opened::open(image, Access::ReadOnly)?;
     let absolute = |path: &Path| {
         path.canonicalize().with_context(|| format!("cannot find {}", path.display()))
     };

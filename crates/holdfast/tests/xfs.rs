@@ -181,3 +181,59 @@ fn a_dirty_log_and_what_is_no_file_system_are_refused() {
     assert!(why.contains("the log is dirty") && why.contains("--no-recovery"), "{why}");
     assert_eq!(ok(&image, &["--no-recovery", "cat", "/data"]), "holdfast");
 }
+
+/// Puts files into one of an image or a volume, and returns what it has then, and what it must have.
+fn put(image: &Path, dir: &TempDir) -> (Vec<u8>, Vec<u8>) {
+    let (long, short) = (dir.path().join("long"), dir.path().join("short"));
+    let mut expected: Vec<u8> = (0..300_001_u32).map(|n| n.to_le_bytes()[1]).collect();
+    fs::write(&long, &expected).unwrap();
+    fs::write(&short, [7; 777]).unwrap();
+    ok(image, &["put", long.to_str().unwrap(), "/data"]);
+    ok(image, &["put", short.to_str().unwrap(), "/data", "--offset", "12345"]);
+    expected[12345..12345 + 777].fill(7);
+    (ok_bytes(image, &["cat", "/data"]), expected)
+}
+
+fn ok_bytes(image: &Path, arguments: &[&str]) -> Vec<u8> {
+    let output = run(image, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// Makes an image with a file, as any `mkfs.xfs` does.
+fn mkfs(dir: &TempDir) -> PathBuf {
+    let [image, proto, contents] = ["image", "proto", "contents"].map(|name| dir.path().join(name));
+    fs::write(&contents, "holdfast").unwrap();
+    fs::write(&proto, format!("/\n0 0\nd--755 0 0\ndata ---644 0 0 {}\n$\n", contents.display()))
+        .unwrap();
+    let mut mkfs = Command::new("mkfs.xfs");
+    mkfs.arg("-q").arg("-p").arg(&proto);
+    mkfs.arg("-d").arg(format!("file,name={},size=320m", image.display()));
+    assert!(mkfs.status().unwrap().success());
+    image
+}
+
+#[test]
+fn what_is_put_into_a_file_is_there_and_xfs_repair_finds_nothing() {
+    let dir = TempDir::new().unwrap();
+    let image = mkfs(&dir);
+    let (found, expected) = put(&image, &dir);
+    assert!(found == expected);
+    let mut repair = Command::new("xfs_repair");
+    let repaired = repair.args(["-n", "-f"]).arg(&image).output().unwrap();
+    assert!(repaired.status.success(), "{}", String::from_utf8_lossy(&repaired.stdout));
+    fails(&image, &["put", "/no/such/file", "/data"], 2);
+    fails(&image, &["put", image.to_str().unwrap(), "/"], 2);
+    fails(&image, &["--no-recovery", "put", image.to_str().unwrap(), "/data"], 2);
+}
+
+#[test]
+fn what_is_put_into_a_file_on_a_volume_is_there_and_every_sector_is_intact() {
+    let dir = TempDir::new().unwrap();
+    let (image, volume) = (unpack(&dir), dir.path().join("disk.hf"));
+    let holdfast = || Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    assert!(holdfast().arg("import").args([&image, &volume]).output().unwrap().status.success());
+    let (found, expected) = put(&volume, &dir);
+    assert!(found == expected);
+    assert!(holdfast().arg("verify").arg(&volume).output().unwrap().status.success());
+}

@@ -30,6 +30,9 @@ pub(crate) enum XfsAction {
     Get(XfsGet),
     /// Show where the data of files are.
     Extents(XfsPaths),
+    /// Write into a file that exists. Nobody else may use the image meanwhile, and until it is over the
+    /// file system is marked as damaged: should this be interrupted, `xfs_repair` has to be run.
+    Put(XfsPut),
 }
 
 #[derive(Args, Debug)]
@@ -71,4 +74,16 @@ pub(crate) struct XfsGet {
     pub(crate) path: OsString,
     /// What is made of it. It must not exist.
     pub(crate) target: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct XfsPut {
+    /// The file whose contents are taken. Its holes become holes.
+    pub(crate) source: PathBuf,
+    /// The file that gets them, which must exist.
+    pub(crate) path: OsString,
+    /// Write them from this byte on, and leave the rest of the file as it is, instead of making the file
+    /// what the source is.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) offset: Option<u64>,
 }

@@ -28,9 +28,10 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Opens what is at a path for reading, which others may do at the same time.
-    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        let store = Store::open(path, Access::ReadOnly, None)?;
+    /// Opens what is at a path: for reading, which others may do at the same time, or for writing, which
+    /// nobody else may.
+    pub(crate) fn open(path: &Path, access: Access) -> anyhow::Result<Self> {
+        let store = Store::open(path, access, None)?;
         let ring = backing::ring()?;
         let mut device = store.device(&ring)?;
         if begins_with_xfs(&mut device)
@@ -39,10 +40,22 @@ impl Opened {
             return Ok(Self { store: Arc::new(store), volume: None });
         }
         drop((device, store));
-        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let read_only = access == Access::ReadOnly;
+        let options = OpenOptions { read_only, ..OpenOptions::default() };
         let open = OpenVolume::open(path, &options)
             .with_context(|| format!("{} holds no XFS, and is no volume", path.display()))?;
         Ok(Self { store: open.store, volume: Some(open.volume) })
+    }
+
+    /// Marks a volume as closed that was open for writing, after the file system was unmounted.
+    pub(crate) fn close(&self) -> anyhow::Result<()> {
+        let Some(volume) = &self.volume else { return Ok(()) };
+        if volume.is_read_only() {
+            return Ok(());
+        }
+        let cannot = || format!("cannot close {}", self.store.named().path().display());
+        volume.close(&mut self.store.device(&backing::ring()?)?).with_context(cannot)?;
+        self.store.mirror().map_or(Ok(()), |mirror| mirror.close()).with_context(cannot)
     }
 
     /// Opens a queue for this thread.

@@ -4,6 +4,7 @@ mod copy;
 mod extents;
 mod image;
 mod list;
+mod put;
 mod report;
 mod stat;
 mod tree;
@@ -13,6 +14,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::Context;
+use holdfast_device::Access;
 use holdfast_xfs::{Inode, MountOptions};
 
 use crate::Outcome;
@@ -26,9 +28,12 @@ pub(crate) use self::image::Opened;
 type Mounted = holdfast_xfs::Xfs<Image>;
 
 pub(crate) fn run(arguments: &Xfs) -> anyhow::Result<Outcome> {
+    if let XfsAction::Put(put) = &arguments.action {
+        return put::run(arguments, put);
+    }
     let options = MountOptions { no_recovery: arguments.no_recovery, ..MountOptions::default() };
     let path = &arguments.image;
-    let image = Opened::open(path)?.queue()?;
+    let image = Opened::open(path, Access::ReadOnly)?.queue()?;
     let mut xfs = Mounted::mount(image, &options)
         .with_context(|| format!("cannot read {}", path.display()))?;
     if !xfs.is_clean() {
@@ -43,6 +48,7 @@ pub(crate) fn run(arguments: &Xfs) -> anyhow::Result<Outcome> {
         XfsAction::Cat(arguments) => cat(&mut xfs, arguments),
         XfsAction::Get(arguments) => copy::run(&mut xfs, arguments),
         XfsAction::Extents(arguments) => extents::run(&mut xfs, arguments),
+        XfsAction::Put(_) => unreachable!("it mounts the file system itself"),
     };
     match ran {
         // Who reads has seen enough, as `head` does.
