@@ -134,6 +134,11 @@ impl<D: BlockDevice> Bounce<D> {
         self.counters
     }
 
+    /// Returns the device below.
+    pub const fn device(&self) -> &D {
+        &self.device
+    }
+
     /// Returns the device.
     pub const fn device_mut(&mut self) -> &mut D {
         &mut self.device

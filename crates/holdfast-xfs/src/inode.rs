@@ -172,7 +172,7 @@ impl Inode {
     }
 
     /// Returns whether other files may have some of its blocks, too.
-    pub(crate) fn is_shared(&self) -> bool {
+    pub fn may_be_shared(&self) -> bool {
         self.shared.may_be_shared
     }
 

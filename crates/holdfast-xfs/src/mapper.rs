@@ -85,6 +85,13 @@ impl<D: BlockDevice> Xfs<D> {
         Ok(())
     }
 
+    /// Says that the data of an open file were changed, which its timestamps are to say in time.
+    pub fn set_touched(&mut self, ino: Ino) {
+        if let Some(file) = self.files.get_mut(&ino) {
+            file.is_touched = true;
+        }
+    }
+
     /// Says that the data of a file were changed now.
     fn touch(&mut self, ino: Ino) -> Result<(), XfsError> {
         let mut transaction = self.begin()?;
@@ -143,7 +150,7 @@ impl<D: BlockDevice> Xfs<D> {
                 self.fill_hole(ino, wanted.start..end)?;
                 Ok(self.mapping(ino, offset)?)
             }
-            Kind::Mapped { .. } if self.file(ino)?.inode.is_shared() => {
+            Kind::Mapped { .. } if self.file(ino)?.inode.may_be_shared() => {
                 self.unshared(ino, &wanted, &found, nowait)
             }
             _ => Ok(found),
@@ -240,7 +247,7 @@ impl<D: BlockDevice> Mapper for Xfs<D> {
             // What is shared may not be zeroed where it is.
             Purpose::Zero => {
                 let found = self.mapping(file, offset)?;
-                let is_shared = self.file(file)?.inode.is_shared();
+                let is_shared = self.file(file)?.inode.may_be_shared();
                 match found.kind {
                     Kind::Mapped { .. } if is_shared => {
                         self.mapping_for_write(file, offset, len, how.nowait)
@@ -263,9 +270,7 @@ impl<D: BlockDevice> Mapper for Xfs<D> {
         if ioend.kind == IoendKind::Read {
             return Ok(());
         }
-        if let Some(file) = self.files.get_mut(&ioend.file) {
-            file.is_touched = true;
-        }
+        self.set_touched(ioend.file);
         if ioend.size.is_none() && ioend.kind == IoendKind::Overwrite {
             return Ok(());
         }

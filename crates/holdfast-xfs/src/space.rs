@@ -302,6 +302,33 @@ impl<D: BlockDevice> Xfs<D> {
         self.allocate(ino, offset, len, keep_size)
     }
 
+    /// Makes a range, in bytes, zeros, and leaves it the space that it has. Unlike all else here this may be
+    /// done while I/O to the same blocks is in flight: they stay the file's, and what is written meanwhile
+    /// is there or not.
+    ///
+    /// # Errors
+    ///
+    /// [`XfsError::NotFile`], [`XfsError::TooLong`], and as for all that changes something.
+    pub fn unwrite(&mut self, ino: Ino, offset: u64, len: u64) -> Result<(), XfsError> {
+        let (_, end) = self.file_to_change(ino, offset, len)?;
+        let whole = self.zero_edges(ino, offset..end)?;
+        let inode = self.inode(ino)?;
+        let list = self.extents(&inode)?;
+        let written = list.extents().iter().filter(|extent| !extent.unwritten);
+        let written: Vec<Extent> = written.filter_map(|it| part(it, &whole)).collect();
+        if written.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.begin()?;
+        for extent in &written {
+            transaction.edit_extents(ino, |fork, space| {
+                fork.convert(space, extent.file, extent.blocks, true)
+            })?;
+        }
+        transaction.commit()?;
+        self.changed(ino, None)
+    }
+
     /// Makes a file as long as this, in bytes: truncate(2). What is cut off is given back, and what is
     /// added reads as zeros.
     ///
@@ -383,7 +410,7 @@ impl<D: BlockDevice> Xfs<D> {
         let Some(found) = found.filter(|found| !found.unwritten) else { return Ok(()) };
         // Extents were checked to lie inside the file system.
         let address_of = |block| geometry.address_of(block).expect("an extent has an address");
-        let is_shared = inode.is_shared() && self.first_shared(ino, at..at + 1)?.is_some();
+        let is_shared = inode.may_be_shared() && self.first_shared(ino, at..at + 1)?.is_some();
         let inside = geometry.block.offset_in(range.start);
         let zeros = vec![0; to_usize(range.end - range.start)];
         let with_ino = |error| of(ino, error);

@@ -133,8 +133,12 @@ impl Bench {
                 let found = self.read(offset, len);
                 self.compare(offset, &found);
             }
-            13..15 => {
+            13 => {
                 self.xfs.punch(self.ino, offset, len).unwrap();
+                self.clear(offset, len);
+            }
+            14 => {
+                self.xfs.unwrite(self.ino, offset, len).unwrap();
                 self.clear(offset, len);
             }
             15 => {

@@ -98,10 +98,32 @@ impl Format {
     }
 }
 
+/// A file of a file system.
+#[derive(Clone, Debug)]
+pub(crate) struct FileOfXfs {
+    /// What holds the file system.
+    pub(crate) image: PathBuf,
+    /// The path of the file there.
+    pub(crate) path: String,
+}
+
+/// Reads `IMAGE:/PATH`.
+fn parse_file_of_xfs(text: &str) -> Result<FileOfXfs, String> {
+    let (image, path) = text.split_once(":/").ok_or("say IMAGE:/PATH, as in disk.hf:/vm.img")?;
+    Ok(FileOfXfs { image: image.into(), path: format!("/{path}") })
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
     /// The volume.
-    pub(crate) path: PathBuf,
+    #[arg(required_unless_present = "xfs")]
+    pub(crate) path: Option<PathBuf>,
+    /// Serve a file of an XFS instead, which is on a raw image, a block device or a volume, to virtual
+    /// machines. Until the end the file system is marked as damaged: should the server or the machine
+    /// die, `xfs_repair` has to be run. A discard leaves the file its space.
+    #[arg(long, value_name = "IMAGE:/PATH", value_parser = parse_file_of_xfs, requires = "vhost_user",
+        conflicts_with_all = ["path", "create", "nbd", "read_only", "metrics", "scrub", "threads"])]
+    pub(crate) xfs: Option<FileOfXfs>,
     /// Make the volume, of this size, if there is none.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) create: Option<u64>,

@@ -19,6 +19,7 @@ mod progress;
 mod resync;
 mod scrub;
 mod serve;
+mod serve_xfs;
 mod signals;
 mod store;
 mod torture;

@@ -36,7 +36,10 @@ const BUFFER_BYTES: usize = 48 << 20;
 const RING_ENTRIES: u32 = 2048;
 
 pub(crate) fn run(arguments: &Serve) -> anyhow::Result<Outcome> {
-    let path = &arguments.path;
+    if let Some(file) = &arguments.xfs {
+        return crate::serve_xfs::run(arguments, file);
+    }
+    let path = arguments.path.as_deref().context("there is no volume")?;
     if let Some(capacity) = arguments.create
         && !path.exists()
     {
@@ -74,7 +77,7 @@ fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
         // The server may be stopping already.
         let _stopping = stop.send(());
     })?;
-    let listeners = listen(arguments)?;
+    let listeners = listen(arguments, open.path())?;
     let sockets = arguments.vhost_user.iter().map(|path| bind(&Address::Unix(path.clone())));
     let sockets = sockets.collect::<anyhow::Result<Vec<_>>>()?;
     let control = Control::bind(&open.volume.uuid_text(), &open.store);
@@ -227,10 +230,10 @@ impl Target for Disk {
     }
 }
 
-/// Starts to serve the volume to virtual machines.
-fn start_disks(
+/// Starts to serve a disk to virtual machines.
+pub(crate) fn start_disks<T: Target>(
     arguments: &Serve,
-    disk: &Arc<Disk>,
+    disk: &Arc<T>,
     sockets: Vec<Listener>,
 ) -> anyhow::Result<Vec<VhostUser>> {
     let options = VhostUserOptions {
@@ -295,14 +298,14 @@ fn threads(arguments: &Serve) -> usize {
 }
 
 /// Listens for NBD clients.
-fn listen(arguments: &Serve) -> anyhow::Result<Vec<Listener>> {
-    let beside = [Address::Unix(socket_beside(&arguments.path))];
+fn listen(arguments: &Serve, path: &Path) -> anyhow::Result<Vec<Listener>> {
+    let beside = [Address::Unix(socket_beside(path))];
     let is_default = arguments.nbd.is_empty() && arguments.vhost_user.is_empty();
     let addresses = if is_default { &beside[..] } else { &arguments.nbd };
     addresses.iter().map(bind).collect()
 }
 
-fn bind(address: &Address) -> anyhow::Result<Listener> {
+pub(crate) fn bind(address: &Address) -> anyhow::Result<Listener> {
     Listener::bind(address.clone()).with_context(|| format!("cannot listen at {address}"))
 }
 

@@ -13,6 +13,7 @@ const ROWS: &[(u32, &[&str])] = &[
     (3, &["holdfast-integrity", "holdfast-device", "holdfast-sim", "holdfast-virtio-driver"]),
     (4, &["holdfast-iomap", "holdfast-mirror", "holdfast-volume"]),
     (5, &["holdfast-xfs"]),
+    (6, &["holdfast-target"]),
     (7, &["holdfast-fuse", "holdfast-nbd", "holdfast-vhost-user-blk"]),
     (8, &["holdfast-torture"]),
     (9, &["holdfast", "holdfast-powercut", "xtask"]),

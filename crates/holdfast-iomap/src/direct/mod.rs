@@ -102,6 +102,11 @@ impl<D: BlockDevice, F, E> DirectIo<D, F, E> {
         &mut self.device
     }
 
+    /// Returns whether something may be reaped of which the device does not tell.
+    pub const fn is_ready(&self) -> bool {
+        !self.finished.is_empty() || !self.drained.is_empty()
+    }
+
     /// Returns how many requests were submitted and have not been reaped.
     pub fn in_flight(&self) -> usize {
         self.flights.len() + self.finished.len()
@@ -110,7 +115,7 @@ impl<D: BlockDevice, F, E> DirectIo<D, F, E> {
     /// Blocks until there may be something to reap. Returns at once when nothing is in flight on the
     /// device.
     pub fn wait(&mut self) {
-        if self.finished.is_empty() && self.drained.is_empty() {
+        if !self.is_ready() {
             self.device.wait();
         }
     }

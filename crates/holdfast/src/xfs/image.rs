@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
+use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, Limits, Op};
 use holdfast_device::Access;
 use holdfast_iov::{BUFFER_MIN, Buffer, Memory, Pool, Region};
+use holdfast_ring::SharedRing;
 use holdfast_volume::{OpenOptions, Queue, Volume};
 
 use crate::backing::{self, OpenVolume};
@@ -58,12 +59,21 @@ impl Opened {
         self.store.mirror().map_or(Ok(()), |mirror| mirror.close()).with_context(cannot)
     }
 
-    /// Opens a queue for this thread.
+    /// Opens a queue for this thread, whose calls block.
     pub(crate) fn queue(&self) -> anyhow::Result<Image> {
-        let device = self.store.device(&backing::ring()?)?;
+        self.queue_on(&backing::ring()?, || {})
+    }
+
+    /// Opens a queue on a ring. `wake` is called by other threads that leave it something to do.
+    pub(crate) fn queue_on(
+        &self,
+        ring: &SharedRing,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> anyhow::Result<Image> {
+        let device = self.store.device(ring)?;
         Ok(match &self.volume {
             None => Image::Raw(device),
-            Some(volume) => Image::Volume(Box::new(Queue::new(volume, device, || {})?)),
+            Some(volume) => Image::Volume(Box::new(Queue::new(volume, device, wake)?)),
         })
     }
 }
@@ -77,6 +87,15 @@ fn begins_with_xfs(device: &mut Device) -> anyhow::Result<bool> {
     let len = holdfast_units::to_usize(ended.result?);
     let bytes = ended.bio.memory.buffer().map(Buffer::as_slice).unwrap_or_default();
     Ok(bytes[..len].starts_with(b"XFSB"))
+}
+
+impl DiskQueue for Image {
+    fn has_notes(&self) -> bool {
+        match self {
+            Self::Raw(_) => false,
+            Self::Volume(queue) => queue.has_notes(),
+        }
+    }
 }
 
 impl BlockDevice for Image {

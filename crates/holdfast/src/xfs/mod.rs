@@ -21,8 +21,7 @@ use crate::Outcome;
 use crate::cli::{Xfs, XfsAction, XfsCat};
 
 pub(crate) use self::copy::is_corruption;
-use self::image::Image;
-pub(crate) use self::image::Opened;
+pub(crate) use self::image::{Image, Opened};
 
 /// A file system that a command reads.
 type Mounted = holdfast_xfs::Xfs<Image>;
