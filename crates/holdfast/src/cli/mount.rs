@@ -9,7 +9,8 @@ use clap::Args;
 #[command(after_help = "\
 The mount is read-only: there is no --rw yet, and programs that would change something get \
 \"Read-only file system\". Files on a realtime device, and a log on another device, are not \
-supported. Access times do not change. For all but root it needs fusermount3, of the package fuse3.")]
+supported. Birth times, FIEMAP, and the flags and projects of files are not shown. Access times \
+do not change. For all but root it needs fusermount3, of the package fuse3.")]
 pub(crate) struct Mount {
     /// What holds the file system: a raw image, a block device, or a volume.
     pub(crate) image: PathBuf,

@@ -24,7 +24,7 @@ mount -o loop image kernel
 cd kernel
 mkdir -p many deep/er/still empty
 (cd many && seq -f 'an-entry-of-a-large-directory-%05g' 1 20000 | xargs touch)
-head -c 96M /dev/urandom > big
+head -c 48M /dev/urandom > big
 head -c 100001 /dev/urandom > deep/er/still/odd
 truncate -s 1T sparse
 for at in 3m 7g 900g; do xfs_io -c "pwrite -q -S 7 $at 70000" sparse; done
@@ -85,7 +85,7 @@ for size in 4k 1M 3M; do
 done
 dd if=ours/deep/er/still/odd iflag=direct bs=3001 status=none | cmp - kernel/deep/er/still/odd
 fio --name=direct --filename=ours/big --readonly --rw=randread --direct=1 --bs=64k --ioengine=libaio \
-    --iodepth=16 --numjobs=4 --size=96m --io_size=64m --group_reporting
+    --iodepth=16 --numjobs=4 --size=48m --io_size=48m --group_reporting
 "#;
 
 pub(super) fn run(scene: &Scene) -> Result<Outcome> {
@@ -141,9 +141,50 @@ fn volume(scene: &Scene) -> Result<()> {
         compare(scene, script)?;
     }
     scene.ok(&mut shell(DIRECT, &[]))?;
+    rot(scene)?;
     scene.ok(&mut command("umount", &["kernel"]))?;
     ours.terminate(scene)?;
     ours.ended()
+}
+
+/// A sector of a file rots in the volume: who reads it gets an error, and nobody else.
+fn rot(scene: &Scene) -> Result<()> {
+    const SECTOR: usize = 4096;
+    const NUMBER: u64 = 10_000;
+    let mut wanted = [0; SECTOR];
+    File::open(scene.path("kernel/big"))?.read_exact_at(&mut wanted, NUMBER * 4096)?;
+    let volume = OpenOptions::new().read(true).write(true).open(scene.path("volume.hf"))?;
+    let place = find(&volume, &wanted)?.context("a sector of a file is not in the volume")?;
+    wanted[7] ^= 1;
+    volume.write_all_at(&wanted, place)?;
+    let read = |number| {
+        let read = format!("dd if=ours/big iflag=direct bs=4k skip={number} count=1 of=taken");
+        shell(&read, &[])
+    };
+    let refused = scene.code(&mut read(NUMBER), 1)?;
+    ensure!(refused.stderr.contains("Input/output error"), "{}", refused.stderr.trim());
+    scene.ok(&mut read(NUMBER - 1))?;
+    scene.ok(&mut read(NUMBER + 1))?;
+    let log = fs::read_to_string(scene.path("server.log"))?;
+    ensure!(log.contains("guard tag mismatch"), "the log does not say that a sector is corrupt");
+    Ok(())
+}
+
+/// Finds a sector in a file.
+fn find(file: &File, wanted: &[u8]) -> Result<Option<u64>> {
+    let mut bytes = vec![0; 256 * wanted.len()];
+    let mut at = 0;
+    loop {
+        let len = file.read_at(&mut bytes, at)?;
+        if len == 0 {
+            return Ok(None);
+        }
+        let found = bytes[..len].chunks_exact(wanted.len()).position(|sector| sector == wanted);
+        if let Some(index) = found {
+            return Ok(Some(at + u64::try_from(index * wanted.len())?));
+        }
+        at += u64::try_from(len)?;
+    }
 }
 
 /// SIGTERM while a file is open: it is read to its end, and then the mount ends.
