@@ -18,6 +18,8 @@ pub(super) struct Case {
     pub(super) memory_mib: u32,
     /// What the guest runs, as `tests/guest/scenarios.sh` names it.
     pub(super) scenarios: &'static str,
+    /// The disk is a file of an XFS on the volume.
+    pub(super) in_xfs: bool,
     /// How long each phase of a mutation takes.
     pub(super) seconds: u32,
     /// Some four times what it takes on two idle processors.
@@ -38,6 +40,7 @@ const DEFAULT: Case = Case {
     policy: "lazy",
     memory_mib: 512,
     scenarios: "",
+    in_xfs: false,
     seconds: 3,
     limit: Duration::from_secs(240),
     peer: true,
@@ -107,6 +110,25 @@ pub(super) const ALL: &[Case] = &[
         about: "mkfs, copy, changing buffers, unmount, compare, trim, e2fsck",
         guard: "crc16",
         scenarios: "ext4",
+        ..DEFAULT
+    },
+    Case {
+        name: "file",
+        about: "the disk is a file of an XFS on a volume: patterns, changing buffers, ext4; xfs_repair",
+        queues: 2,
+        scenarios: "pattern,mutate,ext4",
+        in_xfs: true,
+        peer: false,
+        ..DEFAULT
+    },
+    Case {
+        name: "file-swap",
+        about: "swap on a file of an XFS on a volume",
+        guard: "crc32c",
+        memory_mib: 320,
+        scenarios: "swap",
+        in_xfs: true,
+        peer: false,
         ..DEFAULT
     },
     Case {

@@ -22,6 +22,10 @@ pub(super) const SOCKET: &str = "guest.sock";
 pub(super) const LOG: &str = "server.log";
 const VOLUME: &str = "volume.hf";
 const SIZE: &str = "512M";
+/// With a file system in the volume: its size, its image, and the file in it that is the disk.
+const FILE_SYSTEM: &str = "768m";
+const IMAGE: &str = "fs.img";
+const FILE: &str = "/disk.img";
 
 const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(20);
@@ -49,6 +53,12 @@ impl<'a> Server<'a> {
     pub(super) fn create(play: &Play<'a>) -> Result<Self> {
         let Play { desk, kind, case, .. } = *play;
         let mut create = match kind {
+            Kind::Holdfast(program) if case.in_xfs => {
+                create_in_xfs(desk, program, case)?;
+                let mut put = Command::new(program);
+                put.args(["xfs", VOLUME, "put", "hole", FILE]);
+                put
+            }
             Kind::Holdfast(program) => {
                 let mut create = Command::new(program);
                 create.args(["create", VOLUME, "--size", SIZE, "--guard", case.guard]);
@@ -89,7 +99,13 @@ impl<'a> Server<'a> {
         match self.kind {
             Kind::Holdfast(program) => {
                 let mut serve = Command::new(program);
-                serve.args(["serve", VOLUME, "--vhost-user", SOCKET]);
+                serve.arg("serve");
+                if self.case.in_xfs {
+                    serve.args(["--xfs", &format!("{VOLUME}:{FILE}")]);
+                } else {
+                    serve.arg(VOLUME);
+                }
+                serve.args(["--vhost-user", SOCKET]);
                 serve.args(["--queues", &queues.to_string()]);
                 serve.args(["--read-policy", self.case.policy]);
                 serve
@@ -114,6 +130,9 @@ impl<'a> Server<'a> {
     /// What this run of the server has counted so far; of a peer, nothing.
     pub(super) fn counters(&self) -> Result<Counters> {
         let Kind::Holdfast(program) = self.kind else { return Ok(Counters::default()) };
+        if !self.has_counters() {
+            return Ok(Counters::default());
+        }
         let mut info = Command::new(program);
         let (status, text) = self.desk.ask(info.args(["info", "--live", VOLUME, "--json"]))?;
         ensure!(status.success(), "info --live ended with {status}");
@@ -121,7 +140,7 @@ impl<'a> Server<'a> {
     }
 
     pub(super) const fn has_counters(&self) -> bool {
-        matches!(self.kind, Kind::Holdfast(_))
+        matches!(self.kind, Kind::Holdfast(_)) && !self.case.in_xfs
     }
 
     /// Asks the server to end, and checks that it does so in time and in peace.
@@ -157,6 +176,11 @@ impl<'a> Server<'a> {
         let faults = faults_of(&report)?;
         let expected = i32::from(faults > 0);
         ensure!(status.code() == Some(expected), "verify found {faults} faults, and then {status}");
+        if self.case.in_xfs {
+            let mut export = Command::new(program);
+            self.desk.ok(export.args(["export", VOLUME, "after.img"]))?;
+            self.desk.ok(&mut command("xfs_repair", &["-n", "-f", "after.img"]))?;
+        }
         Ok(faults)
     }
 
@@ -170,6 +194,21 @@ impl<'a> Server<'a> {
     fn running(&mut self) -> Result<&mut Running> {
         self.running.as_mut().context("no server")
     }
+}
+
+/// Makes a volume with an XFS in it, which has a file, and a hole as long as the disk is to be.
+fn create_in_xfs(desk: &Desk<'_>, program: &Path, case: &Case) -> Result<()> {
+    let size = format!("file,name={IMAGE},size={FILE_SYSTEM}");
+    fs::write(desk.directory.join("few"), "holdfast")?;
+    let name = FILE.trim_start_matches('/');
+    let proto = format!("/\n0 0\nd--755 0 0\n{name} ---644 0 0 few\n$\n");
+    fs::write(desk.directory.join("proto"), proto)?;
+    desk.ok(&mut command("mkfs.xfs", &["-q", "-p", "proto", "-d", &size]))?;
+    desk.ok(&mut command("truncate", &["--size", SIZE, "hole"]))?;
+    let mut import = Command::new(program);
+    import.args(["import", IMAGE, VOLUME, "--guard", case.guard, "--sector", case.sector]);
+    desk.ok(&mut import)?;
+    Ok(())
 }
 
 /// What a server said of a volume that was not closed.
