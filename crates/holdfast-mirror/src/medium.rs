@@ -95,18 +95,24 @@ impl<M: Medium + ?Sized> Medium for Arc<M> {
 
 /// Reads the newer of the two copies of a record. `None` when there is none, or it cannot be read.
 pub fn read_record<M: Medium + ?Sized>(medium: &M) -> Option<Record> {
-    let copies = RECORD_OFFSETS.map(|offset| {
-        let mut bytes = vec![0; RECORD_LEN];
-        let fits = offset + RECORD_LEN as u64 <= medium.bytes();
-        let read = fits && medium.read_at(offset, &mut bytes).is_ok();
-        read.then(|| Record::parse(&bytes)).flatten()
-    });
+    let copies = RECORD_OFFSETS.map(|offset| read_copy(medium, offset));
     copies.into_iter().flatten().max_by_key(|record| record.generation)
 }
 
-/// Writes both copies of a record, of which one is durable at any time.
+fn read_copy<M: Medium + ?Sized>(medium: &M, offset: u64) -> Option<Record> {
+    let mut bytes = vec![0; RECORD_LEN];
+    let fits = offset + RECORD_LEN as u64 <= medium.bytes();
+    let read = fits && medium.read_at(offset, &mut bytes).is_ok();
+    read.then(|| Record::parse(&bytes)).flatten()
+}
+
+/// Writes both copies of a record, of which one is durable at any time: the one that counts until now
+/// is written last, since the other may be what an earlier crash has torn.
 pub(crate) fn write_record(medium: &dyn Medium, record: &Record) -> Result<(), Error> {
-    for offset in RECORD_OFFSETS {
+    let [first, second] = RECORD_OFFSETS;
+    let age = |offset| read_copy(medium, offset).map(|found| found.generation);
+    let order = if age(first) < age(second) { [first, second] } else { [second, first] };
+    for offset in order {
         medium.write_at(offset, &record.to_bytes())?;
         medium.sync()?;
     }
@@ -139,4 +145,64 @@ pub(crate) fn write_missed(medium: &dyn Medium, leg: usize, words: &[u64]) -> Re
         medium.write_at(offset, &missed_to_bytes(words, index))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::record::{LEGS_MAX, Leg, LegState};
+
+    /// A leg whose power is cut in the middle of a write, after so many others.
+    #[derive(Debug)]
+    struct Cut {
+        memory: MemoryDevice,
+        left: AtomicUsize,
+    }
+
+    impl Medium for Cut {
+        fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<(), Error> {
+            Medium::read_at(&self.memory, offset, target)
+        }
+
+        fn write_at(&self, offset: u64, source: &[u8]) -> Result<(), Error> {
+            if self.left.load(Ordering::Relaxed) == 0 {
+                self.memory.store(offset, &source[..512]);
+                return Err(Error::IO);
+            }
+            self.left.fetch_sub(1, Ordering::Relaxed);
+            Medium::write_at(&self.memory, offset, source)
+        }
+
+        fn sync(&self) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn bytes(&self) -> u64 {
+            Medium::bytes(&self.memory)
+        }
+    }
+
+    fn record(generation: u64) -> Record {
+        let mut legs = [const { Leg::empty() }; LEGS_MAX];
+        legs[0].state = LegState::InSync;
+        // Behind the first 512 bytes.
+        legs[1].seen = generation;
+        Record { uuid: [1; 16], generation, changed: 0, region: 1 << 22, leg: 0, legs }
+    }
+
+    #[test]
+    fn one_copy_is_whole_however_often_writing_them_is_cut_off() {
+        let cut = Cut { memory: MemoryDevice::new(1 << 20), left: AtomicUsize::new(2) };
+        write_record(&cut, &record(1)).unwrap();
+        let mut newest = 1;
+        for generation in 2..20 {
+            let left = usize::from(generation % 3 != 0);
+            cut.left.store(left, Ordering::Relaxed);
+            write_record(&cut, &record(generation)).unwrap_err();
+            newest = if left > 0 { generation } else { newest };
+            assert_eq!(read_record(&cut).map(|found| found.generation), Some(newest));
+        }
+    }
 }
