@@ -57,16 +57,18 @@ impl<D: BlockDevice> Xfs<D> {
     ///
     /// # Errors
     ///
-    /// Whatever hinders its timestamps from being changed.
+    /// Whatever hinders its timestamps from being changed, or space from being freed.
     pub fn close(&mut self, ino: Ino) -> Result<(), XfsError> {
         let Some(file) = self.files.get_mut(&ino) else { return Ok(()) };
         file.users -= 1;
-        if file.users == 0 {
-            let touched = if file.is_touched { self.touch(ino) } else { Ok(()) };
-            self.files.remove(&ino);
-            return touched;
+        if file.users > 0 {
+            return Ok(());
         }
-        Ok(())
+        let touched = if file.is_touched { self.touch(ino) } else { Ok(()) };
+        // What a write left that failed before it had sent all.
+        let dropped = self.drop_copies(ino, 0..u64::MAX);
+        self.files.remove(&ino);
+        touched.and(dropped)
     }
 
     pub(crate) fn file(&self, ino: Ino) -> Result<&File, XfsError> {

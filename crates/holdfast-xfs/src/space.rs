@@ -103,8 +103,8 @@ fn span_of(extent: &Extent) -> Span {
 fn part(extent: &Extent, blocks: &Range<u64>) -> Option<Extent> {
     let from = blocks.start.max(extent.file.0);
     let until = blocks.end.min(extent.file_end());
-    let block = FsBlock(extent.block.0 + from.checked_sub(extent.file.0)?);
     let blocks = until.checked_sub(from).filter(|&blocks| blocks > 0)?;
+    let block = FsBlock(extent.block.0 + (from - extent.file.0));
     Some(Extent { file: FileBlock(from), block, blocks, ..*extent })
 }
 
@@ -194,12 +194,29 @@ impl<D: BlockDevice> Xfs<D> {
         if dropped.is_empty() {
             return Ok(());
         }
+        let freed = self.free_all(&dropped);
+        self.kept_after(ino, &dropped, freed)
+    }
+
+    fn free_all(&mut self, places: &[Extent]) -> Result<(), XfsError> {
         let mut transaction = self.begin()?;
-        for copy in &dropped {
-            let place = span_of(copy);
+        for place in places.iter().map(span_of) {
             transaction.space(|space| space.free(place))?;
         }
         transaction.commit()
+    }
+
+    /// Keeps places in mind that are neither the file's nor free, because something failed.
+    fn kept_after<T>(
+        &mut self,
+        ino: Ino,
+        copies: &[Extent],
+        result: Result<T, XfsError>,
+    ) -> Result<T, XfsError> {
+        if let (Err(_), Some(file)) = (&result, self.files.get_mut(&ino)) {
+            file.copies.extend(copies.iter().map(|copy| (copy.file.0, *copy)));
+        }
+        result
     }
 
     /// Frees all places that did not get their data.
@@ -218,6 +235,19 @@ impl<D: BlockDevice> Xfs<D> {
     ) -> Result<(), XfsError> {
         let copies =
             if kind == IoendKind::Shared { self.take_copies(ino, &blocks) } else { Vec::new() };
+        let stored = self.store_written(ino, kind, blocks, size, &copies);
+        self.kept_after(ino, &copies, stored)?;
+        self.refresh(ino)
+    }
+
+    fn store_written(
+        &mut self,
+        ino: Ino,
+        kind: IoendKind,
+        blocks: Range<u64>,
+        size: Option<u64>,
+        copies: &[Extent],
+    ) -> Result<(), XfsError> {
         let grows = size.filter(|&size| self.file(ino).is_ok_and(|it| it.inode.size() < size));
         let mut transaction = self.begin()?;
         if matches!(kind, IoendKind::Unwritten | IoendKind::New) {
@@ -225,15 +255,14 @@ impl<D: BlockDevice> Xfs<D> {
             transaction
                 .edit_extents(ino, |fork, space| fork.convert(space, first, count, false))?;
         }
-        for copy in &copies {
+        for copy in copies {
             let old = transaction.edit_extents(ino, |fork, space| fork.replace(space, copy))?;
             transaction.release(&old)?;
         }
         if let Some(size) = grows {
             transaction.set_size(ino, size)?;
         }
-        transaction.commit()?;
-        self.refresh(ino)
+        transaction.commit()
     }
 
     /// Reserves space for all holes of a range, in bytes: fallocate(2). It reads as zeros. Unless
@@ -360,6 +389,8 @@ impl<D: BlockDevice> Xfs<D> {
         offset: u64,
         len: u64,
     ) -> Result<(Inode, u64), XfsError> {
+        // Before zeros go to blocks that stay where they are, which needs no transaction.
+        self.check_writable()?;
         let inode = self.inode(ino)?;
         if inode.kind() != holdfast_xfs_format::Kind::Regular {
             return Err(XfsError::NotFile { ino });

@@ -101,13 +101,15 @@ impl<D: BlockDevice> Xfs<D> {
         self.writer.as_ref().is_some_and(|writer| writer.is_marked)
     }
 
+    /// Returns whether anything may be written, and if not, why.
+    pub(crate) fn check_writable(&self) -> Result<&Writer, XfsError> {
+        let writer = self.writer.as_ref().ok_or(XfsError::ReadOnly)?;
+        if writer.is_broken { Err(XfsError::Broken) } else { Ok(writer) }
+    }
+
     /// Marks the file system as being changed, before anything is.
     pub(crate) fn mark(&mut self) -> Result<(), XfsError> {
-        let writer = self.writer.as_ref().ok_or(XfsError::ReadOnly)?;
-        if writer.is_broken {
-            return Err(XfsError::Broken);
-        }
-        if !writer.is_marked {
+        if !self.check_writable()?.is_marked {
             self.rewrite_superblock(|raw| {
                 let incompatible = raw.incompatible.get() | Features::NEEDS_REPAIR;
                 raw.incompatible = incompatible.into();

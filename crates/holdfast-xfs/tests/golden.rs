@@ -16,8 +16,9 @@ use holdfast_xfs::{FileType, Kind, Mapping, MappingState, MountOptions, Timestam
 
 use common::{SECTOR, golden, mount, observe};
 
-/// The variable that names an image to be packed.
-const WRITE: &str = "HOLDFAST_WRITE_GOLDEN";
+/// The variables that name images to be packed, and what they become.
+const WRITE: [(&str, &str); 2] =
+    [("HOLDFAST_WRITE_GOLDEN", "linux"), ("HOLDFAST_WRITE_GOLDEN_SHARED", "shared")];
 
 fn pack(image: &[u8]) -> Vec<u8> {
     let device = MemoryDevice::new(to_u64(image.len()));
@@ -38,9 +39,11 @@ fn pack(image: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_new_image_is_packed_on_demand() {
-    if let Ok(path) = std::env::var(WRITE) {
-        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/linux");
-        fs::write(golden, pack(&fs::read(path).unwrap())).unwrap();
+    for (variable, name) in WRITE {
+        if let Ok(path) = std::env::var(variable) {
+            let golden = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+            fs::write(golden, pack(&fs::read(path).unwrap())).unwrap();
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! A file system that Linux made, in memory, and everything that is in it.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "each test uses its part of this")]
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -12,12 +13,18 @@ use holdfast_xfs::{ExtentList, Ino, Kind, MountOptions, Stat, Xfs, XfsError};
 /// The unit in which a golden image is kept.
 pub(crate) const SECTOR: usize = 512;
 
-/// The packed image.
-const GOLDEN: &[u8] = include_bytes!("../golden/linux");
-
-/// Puts the golden image into memory.
+/// Puts the golden image of most tests into memory.
 pub(crate) fn golden() -> MemoryDevice {
-    let (size, mut rest) = GOLDEN.split_first_chunk().unwrap();
+    unpacked("linux")
+}
+
+/// Puts a golden image into memory.
+pub(crate) fn unpacked(name: &str) -> MemoryDevice {
+    let packed: &[u8] = match name {
+        "shared" => include_bytes!("../golden/shared"),
+        _ => include_bytes!("../golden/linux"),
+    };
+    let (size, mut rest) = packed.split_first_chunk().unwrap();
     let device = MemoryDevice::new(u64::from_le_bytes(*size));
     while let Some((offset, after)) = rest.split_first_chunk() {
         let (sector, after) = after.split_at(SECTOR);

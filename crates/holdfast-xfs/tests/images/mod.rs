@@ -34,6 +34,11 @@ impl Image {
         image
     }
 
+    /// A place for an image.
+    pub(crate) fn empty() -> Self {
+        Self { directory: TempDir::new().unwrap() }
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
         self.beside("image")
     }
