@@ -49,6 +49,9 @@ pub(crate) struct Options {
     /// How many files the largest directory of the scenario xfs has
     #[arg(long, value_name = "N", default_value_t = xfs::FILES)]
     files: usize,
+    /// How many random steps the scenario xfs-write makes in each file system
+    #[arg(long, value_name = "N", default_value_t = xfs::write::STEPS)]
+    steps: u64,
 }
 
 impl Default for Options {
@@ -59,6 +62,7 @@ impl Default for Options {
             program: None,
             kills: kill::KILLS,
             files: xfs::FILES,
+            steps: xfs::write::STEPS,
         }
     }
 }
@@ -71,6 +75,9 @@ impl fmt::Display for Options {
         }
         if self.files != xfs::FILES {
             write!(f, " --files {}", self.files)?;
+        }
+        if self.steps != xfs::write::STEPS {
+            write!(f, " --steps {}", self.steps)?;
         }
         self.program.iter().try_for_each(|path| write!(f, " --program {}", path.display()))?;
         self.names.iter().try_for_each(|name| write!(f, " {name}"))
@@ -156,6 +163,12 @@ const SCENARIOS: &[Scenario] = &[
         240,
         xfs::run,
     ),
+    scenario(
+        "xfs-write",
+        "what is written at random to XFS that Linux filled is read by Linux, which goes on",
+        240,
+        xfs::write::run,
+    ),
 ];
 
 const fn scenario(
@@ -221,10 +234,11 @@ fn play(scenario: &Scenario, directory: &Path, program: &Path, options: &Options
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let started = Instant::now();
-    let &Options { kills, files, .. } = options;
-    let more = Duration::from_millis(u64::try_from(files)?);
+    let &Options { kills, files, steps, .. } = options;
+    let steps_take = steps.saturating_mul(xfs::write::MILLISECONDS_PER_STEP);
+    let more = Duration::from_millis(u64::try_from(files)?.saturating_add(steps_take));
     let limit = scenario.limit + kill::LIMIT * kills + more;
-    let scene = Scene::new(directory, program, started + limit, (kills, files))?;
+    let scene = Scene::new(directory, program, started + limit, (kills, files, steps))?;
     let result = (scenario.run)(&scene);
     let name = scenario.name;
     let seconds = started.elapsed().as_secs_f64();

@@ -25,6 +25,8 @@ pub(super) struct Scene {
     pub(super) kills: u32,
     /// How many files the largest directory is to have.
     pub(super) files: usize,
+    /// How many random steps are to be made.
+    pub(super) steps: u64,
     /// How many programs were started, to name the files of what they print.
     started: Cell<u32>,
 }
@@ -47,7 +49,7 @@ impl Scene {
         directory: &Path,
         program: &Path,
         deadline: Instant,
-        (kills, files): (u32, usize),
+        (kills, files, steps): (u32, usize, u64),
     ) -> Result<Self> {
         let text = |path: &Path| path.to_str().map(str::to_owned).context("a path is not UTF-8");
         Ok(Self {
@@ -56,6 +58,7 @@ impl Scene {
             deadline,
             kills,
             files,
+            steps,
             started: Cell::new(0),
         })
     }
@@ -226,7 +229,7 @@ mod tests {
     fn scene(name: &str, limit: Duration) -> Scene {
         let directory = env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        Scene::new(&directory, Path::new("/bin/echo"), Instant::now() + limit, (1, 1)).unwrap()
+        Scene::new(&directory, Path::new("/bin/echo"), Instant::now() + limit, (1, 1, 1)).unwrap()
     }
 
     /// What is made of a report, which a script prints in the place of the program.

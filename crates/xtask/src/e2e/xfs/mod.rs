@@ -3,6 +3,7 @@
 mod compare;
 mod fill;
 mod kernel;
+pub(super) mod write;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
