@@ -11,12 +11,13 @@ use std::ops::Range;
 use holdfast_bio::BlockDevice;
 use holdfast_iomap::{Error, How, Ioend, IoendKind, Kind, Mapper, Mapping, Purpose};
 use holdfast_units::BlockSize;
-use holdfast_xfs_format::{Extent, Ino, Kind as FileKind};
+use holdfast_xfs_format::{Extent, Ino, Kind as FileKind, Timestamp};
 
 use crate::error::XfsError;
 use crate::extents::MappingState;
 use crate::inode::Inode;
 use crate::mount::Xfs;
+use crate::times::now;
 
 /// A file that is open for direct I/O.
 #[derive(Debug)]
@@ -27,8 +28,8 @@ pub(crate) struct File {
     /// Places for blocks that are shared now, by the block of the file where each begins. They are not
     /// part of the file before they have their data.
     pub(crate) copies: BTreeMap<u64, Extent>,
-    /// Its data were changed, and its timestamps do not say so yet.
-    pub(crate) is_touched: bool,
+    /// When its data were changed, if its timestamps do not say so yet.
+    pub(crate) touched: Option<Timestamp>,
 }
 
 impl<D: BlockDevice> Xfs<D> {
@@ -48,7 +49,7 @@ impl<D: BlockDevice> Xfs<D> {
             return Err(XfsError::NotFile { ino });
         }
         self.extents(&inode)?;
-        let file = File { inode, users: 1, copies: BTreeMap::new(), is_touched: false };
+        let file = File { inode, users: 1, copies: BTreeMap::new(), touched: None };
         self.files.insert(ino, file);
         Ok(())
     }
@@ -64,7 +65,7 @@ impl<D: BlockDevice> Xfs<D> {
         if file.users > 0 {
             return Ok(());
         }
-        let touched = if file.is_touched { self.touch(ino) } else { Ok(()) };
+        let touched = self.touch(ino);
         // What a write left that failed before it had sent all.
         let dropped = self.drop_copies(ino, 0..u64::MAX);
         self.files.remove(&ino);
@@ -87,27 +88,38 @@ impl<D: BlockDevice> Xfs<D> {
         Ok(())
     }
 
-    /// Says that the data of an open file were changed, which its timestamps are to say in time.
+    /// Says that the data of an open file were changed now, which its timestamps are to say in time.
     pub fn set_touched(&mut self, ino: Ino) {
         if let Some(file) = self.files.get_mut(&ino) {
-            file.is_touched = true;
+            file.touched = Some(now());
         }
     }
 
-    /// Says that the data of a file were changed now.
-    fn touch(&mut self, ino: Ino) -> Result<(), XfsError> {
+    /// Gives a file that is open the timestamps of its last write, which otherwise wait for
+    /// [`sync`](Self::sync) or [`close`](Self::close).
+    ///
+    /// # Errors
+    ///
+    /// As for [`set_times`](Self::set_times).
+    pub fn touch(&mut self, ino: Ino) -> Result<(), XfsError> {
+        let Some(time) = self.files.get(&ino).and_then(|file| file.touched) else { return Ok(()) };
         let mut transaction = self.begin()?;
-        transaction.touch(ino)?;
+        transaction.touch(ino, time)?;
         transaction.commit()?;
-        if let Some(file) = self.files.get_mut(&ino) {
-            file.is_touched = false;
-        }
+        self.untouch(ino);
         self.refresh(ino)
+    }
+
+    /// Says that the timestamps of a file are right.
+    pub(crate) fn untouch(&mut self, ino: Ino) {
+        if let Some(file) = self.files.get_mut(&ino) {
+            file.touched = None;
+        }
     }
 
     /// Gives the timestamps of all files that were written.
     pub(crate) fn touch_all(&mut self) -> Result<(), XfsError> {
-        let touched = self.files.iter().filter(|(_, file)| file.is_touched);
+        let touched = self.files.iter().filter(|(_, file)| file.touched.is_some());
         let touched: Vec<Ino> = touched.map(|(&ino, _)| ino).collect();
         touched.into_iter().try_for_each(|ino| self.touch(ino))
     }

@@ -13,6 +13,7 @@ use holdfast_xfs_tree::{BmapFork, FileSystem, Space, Span, Wanted};
 use crate::error::XfsError;
 use crate::inode::Inode;
 use crate::mount::{Xfs, of};
+use crate::times::now;
 use crate::transaction::Transaction;
 
 /// No file is longer than this, in bytes.
@@ -409,8 +410,9 @@ impl<D: BlockDevice> Xfs<D> {
         if let Some(size) = size {
             transaction.set_size(ino, size)?;
         }
-        transaction.touch(ino)?;
+        transaction.touch(ino, now())?;
         transaction.commit()?;
+        self.untouch(ino);
         self.refresh(ino)
     }
 

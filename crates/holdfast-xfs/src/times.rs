@@ -36,6 +36,8 @@ impl<D: BlockDevice> Xfs<D> {
         accessed: Option<Timestamp>,
         modified: Option<Timestamp>,
     ) -> Result<(), XfsError> {
+        // What was written before must not change them afterwards.
+        self.touch(ino)?;
         let mut transaction = self.begin()?;
         transaction.edit_inode(ino, |raw| {
             if let Some(time) = accessed {
@@ -46,15 +48,16 @@ impl<D: BlockDevice> Xfs<D> {
             }
             raw.changed = encode(raw, now());
         })?;
-        transaction.commit()
+        transaction.commit()?;
+        self.refresh(ino)
     }
 }
 
 impl<D: BlockDevice> Transaction<'_, D> {
-    /// Says that the data of a file were changed now.
-    pub(crate) fn touch(&mut self, ino: Ino) -> Result<(), XfsError> {
+    /// Says when the data of a file were changed.
+    pub(crate) fn touch(&mut self, ino: Ino, time: Timestamp) -> Result<(), XfsError> {
         self.edit_inode(ino, |raw| {
-            raw.modified = encode(raw, now());
+            raw.modified = encode(raw, time);
             raw.changed = raw.modified;
         })
     }

@@ -4,7 +4,13 @@
 
 mod images;
 
-use holdfast_xfs::{Timestamp, XfsError};
+use std::time::{Duration, SystemTime};
+
+use holdfast_bio::ReadPolicy;
+use holdfast_device::FileDevice;
+use holdfast_iomap::{DirectIo, Direction, Request};
+use holdfast_iov::{Memory, Pool};
+use holdfast_xfs::{Ino, MountOptions, Timestamp, Xfs, XfsError};
 use images::{Image, find, text};
 
 #[test]
@@ -26,6 +32,46 @@ fn times_that_were_set_are_there_after_the_next_mount() {
         assert_eq!((stat.accessed, stat.modified), (accessed, modified));
         assert!(stat.changed > modified || stat.changed.seconds > 1_700_000_000);
     }
+}
+
+/// Writes a sector of a file that is open.
+fn write(xfs: &mut Xfs<FileDevice>, data: FileDevice, ino: Ino) {
+    let pool = Pool::new(1 << 20).unwrap();
+    let memory = Memory::Buffer(pool.take_whole(512).unwrap());
+    let mut direct = DirectIo::new(data, pool, ReadPolicy::Always);
+    let finished = direct.run(xfs, Request::new(Direction::Write, ino, 0, 512, memory));
+    assert_eq!(finished.result, Ok(512));
+}
+
+#[test]
+fn a_write_before_its_time_was_set_does_not_set_it_again() {
+    let image = Image::new(&[]);
+    let [metadata, data] = image.queues(true);
+    let options = MountOptions { write: true, ..MountOptions::default() };
+    let mut xfs = Xfs::mount(metadata, &options).unwrap();
+    let ino = find(&mut xfs, "/plain");
+    xfs.open(ino).unwrap();
+    write(&mut xfs, data, ino);
+    let modified = Timestamp { seconds: 1_000_000_000, nanoseconds: 5 };
+    xfs.set_times(ino, None, Some(modified)).unwrap();
+    xfs.close(ino).unwrap();
+    assert_eq!(xfs.inode(ino).unwrap().stat().modified, modified);
+}
+
+#[test]
+fn the_time_of_a_write_is_not_that_at_which_somebody_looks() {
+    let image = Image::new(&[]);
+    let [metadata, data] = image.queues(true);
+    let options = MountOptions { write: true, ..MountOptions::default() };
+    let mut xfs = Xfs::mount(metadata, &options).unwrap();
+    let ino = find(&mut xfs, "/plain");
+    xfs.open(ino).unwrap();
+    write(&mut xfs, data, ino);
+    let written = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    xfs.sync().unwrap();
+    let found = xfs.inode(ino).unwrap().stat().modified;
+    let found = Duration::new(found.seconds.unsigned_abs(), found.nanoseconds);
+    assert!(found <= written && written - found < Duration::from_secs(60), "{found:?}");
 }
 
 #[test]
