@@ -11,6 +11,7 @@ mod file;
 mod keeper;
 mod mapper;
 mod queue;
+mod shared;
 
 pub use file::{FileDisk, FileError};
 pub use queue::FileQueue;

@@ -1,42 +1,58 @@
 //! Where the blocks of the file are, as a queue knows it.
 
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
+use holdfast_bio::BlockDevice;
 use holdfast_iomap::{Error, How, Ioend, IoendKind, Kind, Mapper, Mapping, Purpose};
 use holdfast_units::BlockSize;
 use holdfast_xfs::{ExtentList, Ino, MappingState, XfsError};
 
 use crate::file::Shared;
 use crate::keeper::{Answer, Ask, Question};
+use crate::shared::Shared as Device;
 
 /// A queue's view of the file.
 #[derive(Debug)]
-pub(crate) struct View {
+pub(crate) struct View<Q> {
     shared: Arc<Shared>,
     extents: Arc<ExtentList>,
     version: u64,
+    /// The thread's queue of the device.
+    device: Device<Q>,
 }
 
-impl View {
-    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+/// How long nobody looks at the queue of the device while the keeper is at work.
+const PATIENCE: Duration = Duration::from_micros(20);
+
+impl<Q: BlockDevice> View<Q> {
+    pub(crate) fn new(shared: &Arc<Shared>, device: Device<Q>) -> Self {
         // Before the extents: what changes meanwhile is seen later.
         let version = shared.version();
-        Self { extents: shared.extents(), version, shared: Arc::clone(shared) }
+        Self { extents: shared.extents(), version, shared: Arc::clone(shared), device }
     }
 
     pub(crate) fn ino(&self) -> Ino {
         self.shared.ino
     }
 
-    /// Asks the keeper, and waits for the answer.
+    /// Asks the keeper, and waits for the answer. What the device has in flight goes on: the keeper may
+    /// wait for it, with a queue of its own.
     pub(crate) fn ask(&self, ask: Ask) -> Answer {
         let (answer, wait) = mpsc::sync_channel(1);
         let gone = Error::FileSystem(XfsError::Broken);
         if self.shared.asks.send(Question { ask, answer }).is_err() {
             return Err(gone);
         }
-        wait.recv().unwrap_or(Err(gone))
+        loop {
+            match wait.recv_timeout(PATIENCE) {
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Timeout) => self.device.go_on(),
+                Err(RecvTimeoutError::Disconnected) => return Err(gone),
+            }
+        }
     }
 
     fn known(&mut self, offset: u64) -> Mapping {
@@ -54,7 +70,7 @@ impl View {
     }
 }
 
-impl Mapper for View {
+impl<Q: BlockDevice> Mapper for View<Q> {
     type File = Ino;
     type Error = XfsError;
 

@@ -12,6 +12,7 @@ use slab::Slab;
 use crate::file::FileDisk;
 use crate::keeper::Ask;
 use crate::mapper::View;
+use crate::shared::Shared;
 
 /// The memory for data that are copied on their way, in bytes.
 const POOL: usize = 16 << 20;
@@ -22,8 +23,8 @@ const POOL: usize = 16 << 20;
 /// has done its part. A discard leaves the file its space: what was there reads as zeros.
 #[derive(Debug)]
 pub struct FileQueue<Q: DiskQueue> {
-    direct: DirectIo<Q, Ino, XfsError>,
-    view: View,
+    direct: DirectIo<Shared<Q>, Ino, XfsError>,
+    view: View<Q>,
     limits: Limits,
     /// Bios without their memory, while that is below.
     bios: Slab<Bio>,
@@ -32,12 +33,19 @@ pub struct FileQueue<Q: DiskQueue> {
 }
 
 impl<Q: DiskQueue> FileQueue<Q> {
-    /// Opens a queue of `file` over a queue of its device.
+    /// Opens a queue of `file` over a queue of its device. While the keeper is waited for, `poll` is called
+    /// and the device reaped: it has the kernel take what was submitted and tell what has ended, and does
+    /// not wait.
     ///
     /// # Errors
     ///
     /// ENOMEM.
-    pub fn new(file: &FileDisk, device: Q, read_policy: ReadPolicy) -> io::Result<Self> {
+    pub fn new(
+        file: &FileDisk,
+        device: Q,
+        poll: impl Fn() + 'static,
+        read_policy: ReadPolicy,
+    ) -> io::Result<Self> {
         let below = device.limits();
         let block = file.block();
         let limits = Limits {
@@ -51,9 +59,11 @@ impl<Q: DiskQueue> FileQueue<Q> {
             guards: None,
             read_only: false,
         };
+        let device = Shared::new(device, poll);
+        let view = View::new(&file.shared, device.clone());
         let direct = DirectIo::new(device, Pool::new(POOL)?, read_policy);
         let (bios, ended, finished) = (Slab::new(), Vec::new(), Vec::new());
-        Ok(Self { direct, view: View::new(&file.shared), limits, bios, ended, finished })
+        Ok(Self { direct, view, limits, bios, ended, finished })
     }
 
     fn start(&mut self, mut bio: Bio, direction: Direction) {

@@ -1,6 +1,7 @@
 //! `holdfast serve --xfs`
 
 use std::io;
+use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 
 use anyhow::{Context, bail};
@@ -35,7 +36,12 @@ impl Target for Disk {
     fn queue(&self, ring: &SharedRing, waker: &Arc<Waker>) -> io::Result<Self::Queue> {
         let waker = Arc::clone(waker);
         let queue = self.opened.queue_on(ring, move || waker.wake()).map_err(io::Error::other)?;
-        FileQueue::new(&self.file, queue, self.read_policy)
+        let ring = Rc::clone(ring);
+        let poll = move || {
+            // Who serves the queue meets the error as well.
+            let _later = ring.borrow_mut().poll();
+        };
+        FileQueue::new(&self.file, queue, poll, self.read_policy)
     }
 }
 

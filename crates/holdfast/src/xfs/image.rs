@@ -18,7 +18,35 @@ use crate::store::{Device, Store};
 pub(crate) enum Image {
     Raw(Device),
     /// Every sector is verified before it is returned.
-    Volume(Box<Queue<Device>>),
+    Volume(Box<VolumeQueue>),
+}
+
+/// A queue of a volume.
+#[derive(Debug)]
+pub(crate) struct VolumeQueue {
+    queue: Queue<Device>,
+    in_flight: usize,
+    /// Its thread looks at it only while it waits for something.
+    is_blocking: bool,
+}
+
+impl VolumeQueue {
+    fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
+        self.queue.submit(bio)?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended>) {
+        let before = ended.len();
+        self.queue.reap(ended);
+        let reaped = ended.len() - before;
+        self.in_flight -= reaped;
+        if self.is_blocking && self.in_flight == 0 && reaped > 0 {
+            // The volume may have begun something of its own, for which other queues wait.
+            self.queue.drain();
+        }
+    }
 }
 
 /// What holds a file system and is open, for any number of threads.
@@ -61,7 +89,16 @@ impl Opened {
 
     /// Opens a queue for this thread, whose calls block.
     pub(crate) fn queue(&self) -> anyhow::Result<Image> {
-        self.queue_on(&backing::ring()?, || {})
+        let mut image = self.queue_on(&backing::ring()?, || {})?;
+        if let Image::Volume(volume) = &mut image {
+            volume.is_blocking = true;
+        }
+        Ok(image)
+    }
+
+    /// Returns whether a volume holds the file system.
+    pub(crate) const fn is_volume(&self) -> bool {
+        self.volume.is_some()
     }
 
     /// Opens a queue on a ring. `wake` is called by other threads that leave it something to do.
@@ -73,7 +110,10 @@ impl Opened {
         let device = self.store.device(ring)?;
         Ok(match &self.volume {
             None => Image::Raw(device),
-            Some(volume) => Image::Volume(Box::new(Queue::new(volume, device, wake)?)),
+            Some(volume) => {
+                let queue = Queue::new(volume, device, wake)?;
+                Image::Volume(Box::new(VolumeQueue { queue, in_flight: 0, is_blocking: false }))
+            }
         })
     }
 }
@@ -93,7 +133,7 @@ impl DiskQueue for Image {
     fn has_notes(&self) -> bool {
         match self {
             Self::Raw(_) => false,
-            Self::Volume(queue) => queue.has_notes(),
+            Self::Volume(volume) => volume.queue.has_notes(),
         }
     }
 }
@@ -102,49 +142,49 @@ impl BlockDevice for Image {
     fn limits(&self) -> Limits {
         match self {
             Self::Raw(device) => device.limits(),
-            Self::Volume(queue) => queue.limits(),
+            Self::Volume(volume) => volume.queue.limits(),
         }
     }
 
     fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
         match self {
             Self::Raw(device) => device.submit(bio),
-            Self::Volume(queue) => queue.submit(bio),
+            Self::Volume(volume) => volume.submit(bio),
         }
     }
 
     fn legs(&self) -> usize {
         match self {
             Self::Raw(device) => device.legs(),
-            Self::Volume(queue) => queue.legs(),
+            Self::Volume(volume) => volume.queue.legs(),
         }
     }
 
     fn reap(&mut self, ended: &mut Vec<Ended>) {
         match self {
             Self::Raw(device) => device.reap(ended),
-            Self::Volume(queue) => queue.reap(ended),
+            Self::Volume(volume) => volume.reap(ended),
         }
     }
 
     fn wait(&mut self) {
         match self {
             Self::Raw(device) => device.wait(),
-            Self::Volume(queue) => queue.wait(),
+            Self::Volume(volume) => volume.queue.wait(),
         }
     }
 
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         match self {
             Self::Raw(device) => device.data_after(offset),
-            Self::Volume(queue) => queue.data_after(offset),
+            Self::Volume(volume) => volume.queue.data_after(offset),
         }
     }
 
     fn map(&self, offset: u64, len: usize) -> Result<Option<Region>, Error> {
         match self {
             Self::Raw(device) => device.map(offset, len),
-            Self::Volume(queue) => queue.map(offset, len),
+            Self::Volume(volume) => volume.queue.map(offset, len),
         }
     }
 }

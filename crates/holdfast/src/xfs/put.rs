@@ -22,6 +22,9 @@ use crate::progress::Progress;
 
 /// How many requests are in flight.
 const DEPTH: usize = 8;
+/// On a volume, one: metadata are read and written between requests, by another queue of the volume, and
+/// one that is not looked at meanwhile may have what it waits for.
+const DEPTH_ON_VOLUME: usize = 1;
 
 /// A file that is being written.
 struct Put {
@@ -31,6 +34,9 @@ struct Put {
     ino: Ino,
     /// What requests begin and end at.
     unit: BlockSize,
+    depth: usize,
+    /// The most bytes of a request.
+    piece_max: u64,
     finished: Vec<Finished<Ino, XfsError>>,
 }
 
@@ -50,6 +56,13 @@ pub(super) fn run(arguments: &Xfs, put: &XfsPut) -> anyhow::Result<Outcome> {
         bail!("{} is no regular file", put.path.display());
     }
     let mut written = Put::new(xfs, opened.queue()?, inode.ino())?;
+    if opened.is_volume() {
+        written.depth = DEPTH_ON_VOLUME;
+        if put.offset.is_some() && inode.may_be_shared() {
+            // Each block may need a new place.
+            written.piece_max = written.xfs.geometry().block.bytes();
+        }
+    }
     let done = written.copy(&source, put.offset).with_context(|| put.path.display().to_string());
     // Also after an error all is brought to its place: the file system is whole.
     let ended = written.end().with_context(|| format!("cannot unmount {}", path.display()));
@@ -65,7 +78,8 @@ impl Put {
         let pool = Pool::new(2 * DEPTH * BUFFER_MAX)?;
         let direct = DirectIo::new(data, pool.clone(), ReadPolicy::Always);
         xfs.open(ino)?;
-        Ok(Self { xfs, direct, pool, ino, unit, finished: Vec::new() })
+        let (depth, piece_max, finished) = (DEPTH, to_u64(BUFFER_MAX), Vec::new());
+        Ok(Self { xfs, direct, pool, ino, unit, depth, piece_max, finished })
     }
 
     fn copy(&mut self, source: &File, offset: Option<u64>) -> anyhow::Result<()> {
@@ -89,6 +103,8 @@ impl Put {
             // A hole of the source is as good as zeros where something was.
             let is_sparse = offset.is_none();
             let until = if is_sparse { end_of_data(source, at, len)? } else { len };
+            // In large pieces, and before their data are on their way.
+            self.xfs.allocate(self.ino, start + at, until - at, true)?;
             while at < until {
                 at += self.piece(source, at, start, until)?;
                 progress.at(at);
@@ -105,12 +121,12 @@ impl Put {
 
     /// Writes what the source has from `at` on, and returns how much that was.
     fn piece(&mut self, source: &File, at: u64, start: u64, end: u64) -> anyhow::Result<u64> {
-        while self.direct.in_flight() >= DEPTH {
+        while self.direct.in_flight() >= self.depth {
             self.reap()?;
         }
         let target = start + at;
         let first = self.unit.align_down(target);
-        let most = first + to_u64(BUFFER_MAX) - target;
+        let most = first + self.piece_max.max(self.unit.bytes()) - target;
         let len = (end - at).min(most);
         let last = self.unit.align_up(target + len).context("no file can be so long")?;
         let mut buffer = self.pool.take_whole(to_usize(last - first));
