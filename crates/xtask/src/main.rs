@@ -50,13 +50,13 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Chore {
-    /// Everything that CI checks: `lint`, then `test` (about 20 minutes)
+    /// Everything that CI checks: `lint`, then `test` (about 32 minutes)
     Ci,
     /// Formatting, clippy, rustdoc, `layers` and `tidy`, with warnings as errors (1 minute)
     Lint,
-    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz`, `e2e`, `powercut`, and a short `torture` and `guest` (about 19 minutes)
+    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz`, `e2e`, `powercut`, and a short `torture` and `guest` (about 30 minutes)
     Test,
-    /// Unit, integration and documentation tests of every crate (1 minute)
+    /// Unit, integration and documentation tests of every crate (8 minutes with the first build)
     Unit,
     /// The loom models: every interleaving of the few things that threads share (1 minute)
     Loom,
