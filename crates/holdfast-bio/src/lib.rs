@@ -13,9 +13,11 @@ mod bounce;
 mod device;
 mod error;
 mod limits;
+mod shared;
 
 pub use bio::{Bio, Ended, Op};
 pub use bounce::{Bounce, BounceCounters, ParseReadPolicyError, ReadPolicy};
 pub use device::{BlockDevice, DiskQueue};
 pub use error::{Error, Mismatch, Tag};
 pub use limits::{GuardLimits, Limits};
+pub use shared::SharedQueue;

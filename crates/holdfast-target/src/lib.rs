@@ -11,7 +11,6 @@ mod file;
 mod keeper;
 mod mapper;
 mod queue;
-mod shared;
 
 pub use file::{FileDisk, FileError};
 pub use queue::FileQueue;

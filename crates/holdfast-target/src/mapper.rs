@@ -1,37 +1,49 @@
 //! Where the blocks of the file are, as a queue knows it.
 
+use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use holdfast_bio::BlockDevice;
+use holdfast_bio::{BlockDevice, SharedQueue};
 use holdfast_iomap::{Error, How, Ioend, IoendKind, Kind, Mapper, Mapping, Purpose};
 use holdfast_units::BlockSize;
 use holdfast_xfs::{ExtentList, Ino, MappingState, XfsError};
 
 use crate::file::Shared;
 use crate::keeper::{Answer, Ask, Question};
-use crate::shared::Shared as Device;
 
 /// A queue's view of the file.
-#[derive(Debug)]
-pub(crate) struct View<Q> {
+pub(crate) struct View<Q: BlockDevice> {
     shared: Arc<Shared>,
     extents: Arc<ExtentList>,
     version: u64,
     /// The thread's queue of the device.
-    device: Device<Q>,
+    device: SharedQueue<Q>,
+    /// Has the kernel take what was submitted and tell what has ended, without waiting.
+    poll: Box<dyn Fn()>,
+}
+
+impl<Q: BlockDevice> fmt::Debug for View<Q> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("ino", &self.ino()).finish_non_exhaustive()
+    }
 }
 
 /// How long nobody looks at the queue of the device while the keeper is at work.
 const PATIENCE: Duration = Duration::from_micros(20);
 
 impl<Q: BlockDevice> View<Q> {
-    pub(crate) fn new(shared: &Arc<Shared>, device: Device<Q>) -> Self {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        device: SharedQueue<Q>,
+        poll: impl Fn() + 'static,
+    ) -> Self {
         // Before the extents: what changes meanwhile is seen later.
         let version = shared.version();
-        Self { extents: shared.extents(), version, shared: Arc::clone(shared), device }
+        let (extents, shared, poll) = (shared.extents(), Arc::clone(shared), Box::new(poll));
+        Self { shared, extents, version, device, poll }
     }
 
     pub(crate) fn ino(&self) -> Ino {
@@ -49,7 +61,10 @@ impl<Q: BlockDevice> View<Q> {
         loop {
             match wait.recv_timeout(PATIENCE) {
                 Ok(answer) => return answer,
-                Err(RecvTimeoutError::Timeout) => self.device.go_on(),
+                Err(RecvTimeoutError::Timeout) => {
+                    (self.poll)();
+                    self.device.go_on();
+                }
                 Err(RecvTimeoutError::Disconnected) => return Err(gone),
             }
         }

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, Limits, Op, ReadPolicy};
+use holdfast_bio::{
+    Bio, BlockDevice, DiskQueue, Ended, Error, Limits, Op, ReadPolicy, SharedQueue,
+};
 use holdfast_iomap::{DirectIo, Direction, Error as FileError, Finished, Flags, Request};
 use holdfast_iov::{Memory, Pool};
 use holdfast_units::{to_u64, to_usize};
@@ -12,7 +14,6 @@ use slab::Slab;
 use crate::file::FileDisk;
 use crate::keeper::Ask;
 use crate::mapper::View;
-use crate::shared::Shared;
 
 /// The memory for data that are copied on their way, in bytes.
 const POOL: usize = 16 << 20;
@@ -23,7 +24,7 @@ const POOL: usize = 16 << 20;
 /// has done its part. A discard leaves the file its space: what was there reads as zeros.
 #[derive(Debug)]
 pub struct FileQueue<Q: DiskQueue> {
-    direct: DirectIo<Shared<Q>, Ino, XfsError>,
+    direct: DirectIo<SharedQueue<Q>, Ino, XfsError>,
     view: View<Q>,
     limits: Limits,
     /// Bios without their memory, while that is below.
@@ -59,8 +60,8 @@ impl<Q: DiskQueue> FileQueue<Q> {
             guards: None,
             read_only: false,
         };
-        let device = Shared::new(device, poll);
-        let view = View::new(&file.shared, device.clone());
+        let device = SharedQueue::new(device);
+        let view = View::new(&file.shared, device.clone(), poll);
         let direct = DirectIo::new(device, Pool::new(POOL)?, read_policy);
         let (bios, ended, finished) = (Slab::new(), Vec::new(), Vec::new());
         Ok(Self { direct, view, limits, bios, ended, finished })

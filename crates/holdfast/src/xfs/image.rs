@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, Limits, Op};
+use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, Limits, Op, SharedQueue};
 use holdfast_device::Access;
 use holdfast_iov::{BUFFER_MIN, Buffer, Memory, Pool, Region};
 use holdfast_ring::SharedRing;
@@ -87,18 +87,13 @@ impl Opened {
         self.store.mirror().map_or(Ok(()), |mirror| mirror.close()).with_context(cannot)
     }
 
-    /// Opens a queue for this thread, whose calls block.
-    pub(crate) fn queue(&self) -> anyhow::Result<Image> {
+    /// Opens the queue of this thread, whose calls block.
+    pub(crate) fn queue(&self) -> anyhow::Result<SharedQueue<Image>> {
         let mut image = self.queue_on(&backing::ring()?, || {})?;
         if let Image::Volume(volume) = &mut image {
             volume.is_blocking = true;
         }
-        Ok(image)
-    }
-
-    /// Returns whether a volume holds the file system.
-    pub(crate) const fn is_volume(&self) -> bool {
-        self.volume.is_some()
+        Ok(SharedQueue::new(image))
     }
 
     /// Opens a queue on a ring. `wake` is called by other threads that leave it something to do.

@@ -14,6 +14,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::Context;
+use holdfast_bio::SharedQueue;
 use holdfast_device::Access;
 use holdfast_xfs::{Inode, MountOptions};
 
@@ -24,7 +25,7 @@ pub(crate) use self::copy::is_corruption;
 pub(crate) use self::image::{Image, Opened};
 
 /// A file system that a command reads.
-type Mounted = holdfast_xfs::Xfs<Image>;
+type Mounted = holdfast_xfs::Xfs<SharedQueue<Image>>;
 
 pub(crate) fn run(arguments: &Xfs) -> anyhow::Result<Outcome> {
     if let XfsAction::Put(put) = &arguments.action {

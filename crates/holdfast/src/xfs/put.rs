@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, bail};
-use holdfast_bio::{BlockDevice, ReadPolicy};
+use holdfast_bio::{BlockDevice, ReadPolicy, SharedQueue};
 use holdfast_device::Access;
 use holdfast_iomap::{DirectIo, Direction, Finished, Request};
 use holdfast_iov::{BUFFER_MAX, Buffer, Memory, Pool};
@@ -22,21 +22,15 @@ use crate::progress::Progress;
 
 /// How many requests are in flight.
 const DEPTH: usize = 8;
-/// On a volume, one: metadata are read and written between requests, by another queue of the volume, and
-/// one that is not looked at meanwhile may have what it waits for.
-const DEPTH_ON_VOLUME: usize = 1;
 
 /// A file that is being written.
 struct Put {
     xfs: Mounted,
-    direct: DirectIo<Image, Ino, XfsError>,
+    direct: DirectIo<SharedQueue<Image>, Ino, XfsError>,
     pool: Pool,
     ino: Ino,
     /// What requests begin and end at.
     unit: BlockSize,
-    depth: usize,
-    /// The most bytes of a request.
-    piece_max: u64,
     finished: Vec<Finished<Ino, XfsError>>,
 }
 
@@ -49,20 +43,14 @@ pub(super) fn run(arguments: &Xfs, put: &XfsPut) -> anyhow::Result<Outcome> {
         File::open(&put.source).with_context(|| format!("cannot open {}", put.source.display()))?;
     let opened = Opened::open(path, Access::ReadWrite)?;
     let options = MountOptions { write: true, ..MountOptions::default() };
-    let mut xfs = Mounted::mount(opened.queue()?, &options)
+    let data = opened.queue()?;
+    let mut xfs = Mounted::mount(data.clone(), &options)
         .with_context(|| format!("cannot write to {}", path.display()))?;
     let inode = find(&mut xfs, &put.path, true)?;
     if inode.kind() != Kind::Regular {
         bail!("{} is no regular file", put.path.display());
     }
-    let mut written = Put::new(xfs, opened.queue()?, inode.ino())?;
-    if opened.is_volume() {
-        written.depth = DEPTH_ON_VOLUME;
-        if put.offset.is_some() && inode.may_be_shared() {
-            // Each block may need a new place.
-            written.piece_max = written.xfs.geometry().block.bytes();
-        }
-    }
+    let mut written = Put::new(xfs, data, inode.ino())?;
     let done = written.copy(&source, put.offset).with_context(|| put.path.display().to_string());
     // Also after an error all is brought to its place: the file system is whole.
     let ended = written.end().with_context(|| format!("cannot unmount {}", path.display()));
@@ -72,14 +60,13 @@ pub(super) fn run(arguments: &Xfs, put: &XfsPut) -> anyhow::Result<Outcome> {
 }
 
 impl Put {
-    fn new(mut xfs: Mounted, data: Image, ino: Ino) -> anyhow::Result<Self> {
+    fn new(mut xfs: Mounted, data: SharedQueue<Image>, ino: Ino) -> anyhow::Result<Self> {
         let limits = data.limits();
         let unit = limits.granularity.max(limits.sector);
         let pool = Pool::new(2 * DEPTH * BUFFER_MAX)?;
         let direct = DirectIo::new(data, pool.clone(), ReadPolicy::Always);
         xfs.open(ino)?;
-        let (depth, piece_max, finished) = (DEPTH, to_u64(BUFFER_MAX), Vec::new());
-        Ok(Self { xfs, direct, pool, ino, unit, depth, piece_max, finished })
+        Ok(Self { xfs, direct, pool, ino, unit, finished: Vec::new() })
     }
 
     fn copy(&mut self, source: &File, offset: Option<u64>) -> anyhow::Result<()> {
@@ -121,12 +108,12 @@ impl Put {
 
     /// Writes what the source has from `at` on, and returns how much that was.
     fn piece(&mut self, source: &File, at: u64, start: u64, end: u64) -> anyhow::Result<u64> {
-        while self.direct.in_flight() >= self.depth {
+        while self.direct.in_flight() >= DEPTH {
             self.reap()?;
         }
         let target = start + at;
         let first = self.unit.align_down(target);
-        let most = first + self.piece_max.max(self.unit.bytes()) - target;
+        let most = first + to_u64(BUFFER_MAX) - target;
         let len = (end - at).min(most);
         let last = self.unit.align_up(target + len).context("no file can be so long")?;
         let mut buffer = self.pool.take_whole(to_usize(last - first));
