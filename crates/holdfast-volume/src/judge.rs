@@ -66,3 +66,8 @@ impl Judge {
         Err(Mismatch { tag: Tag::Unwritten, lba, expected, found: guard })
     }
 }
+
+/// Returns whether all bytes are 0, without a branch for each.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |all, byte| all | byte) == 0
+}

@@ -18,7 +18,7 @@ use crate::error::VolumeError;
 use crate::format::Durability;
 use crate::geometry::{Geometry, TUPLE_BLOCK};
 use crate::intents::Regions;
-use crate::judge::Judge;
+use crate::judge::{Judge, is_zero};
 use crate::log::{self, LOG_UNIT, Record};
 use crate::raw::{device_error, sync_device, transfer, transfer_leg};
 use crate::words::{put_words, words_at};
@@ -479,7 +479,6 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
         let bytes = &buffer.as_slice()[..len];
         let mut guards = vec![0; count];
         generate(kind, sector.len(), bytes, &mut guards);
-        let is_zero = |bytes: &[u8]| bytes.iter().all(|&byte| byte == 0);
         guards
             .into_iter()
             .zip(bytes.chunks(sector.len()))

@@ -13,9 +13,9 @@ use holdfast_units::{to_u64, to_usize};
 
 use super::Queue;
 use super::job::{Edge, Part, Place, Step, Token};
-use super::read::is_zero;
 use crate::cache::Way;
 use crate::geometry::TUPLE_BLOCK;
+use crate::judge::is_zero;
 use crate::words::{put_words, words_at};
 
 /// Room for one copy in the buffer, of a sector or a tuple block.

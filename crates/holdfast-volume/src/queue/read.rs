@@ -5,6 +5,7 @@ use holdfast_checksum::generate;
 use holdfast_iov::Memory;
 
 use super::Queue;
+use crate::judge::is_zero;
 
 impl<D: BlockDevice> Queue<D> {
     /// Checks what a job has read against the tuples of its sectors.
@@ -65,9 +66,4 @@ impl<D: BlockDevice> Queue<D> {
         let in_buffer = matches!(bio.memory, Memory::Buffer(_));
         !bio.tentative || !(in_buffer || mismatch.tag.depends_on_data())
     }
-}
-
-/// Returns whether all bytes are 0.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().fold(0, |all, byte| all | byte) == 0
 }

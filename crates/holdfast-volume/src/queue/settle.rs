@@ -12,7 +12,7 @@ use holdfast_units::to_u64;
 
 use super::Queue;
 use super::job::{Job, Part, Step, Token};
-use super::read::is_zero;
+use crate::judge::is_zero;
 
 /// How far a job is.
 #[derive(Clone, Copy, Debug)]

@@ -9,9 +9,9 @@ use holdfast_units::{to_u64, to_usize};
 use super::Queue;
 use super::heal::Purpose;
 use super::job::{Edge, Part, Step, Token};
-use super::read::is_zero;
 use crate::claims::Sectors;
 use crate::geometry::TUPLE_BLOCK;
+use crate::judge::is_zero;
 
 impl<D: BlockDevice> Queue<D> {
     /// Begins a write: space for the tuples, then the edges, the log, and the data.
