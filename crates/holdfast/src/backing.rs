@@ -46,8 +46,16 @@ impl OpenVolume {
         options: &OpenOptions,
     ) -> anyhow::Result<Self> {
         let access = if options.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let store = Arc::new(Store::open(path, access, without)?);
-        let ring = ring()?;
+        Self::of(Store::open(path, access, without)?, ring()?, options)
+    }
+
+    /// Opens the volume of a store.
+    pub(crate) fn of(
+        store: Store,
+        ring: SharedRing,
+        options: &OpenOptions,
+    ) -> anyhow::Result<Self> {
+        let path = store.named().path();
         let mut device = store.device(&ring)?;
         let options = OpenOptions { boot: boot(), ..*options };
         let mut shown = None;
@@ -60,7 +68,7 @@ impl OpenVolume {
         if let Some(report) = volume.recovery() {
             tell_of_recovery(path, &volume, report);
         }
-        Ok(Self { store, ring, volume })
+        Ok(Self { store: Arc::new(store), ring, volume })
     }
 
     /// Returns where the volume is, as it was named.
@@ -75,10 +83,15 @@ impl OpenVolume {
 
     /// Marks the volume as closed, after everything was flushed.
     pub(crate) fn close(&self) -> anyhow::Result<()> {
-        let cannot = || format!("cannot close {}", self.path().display());
-        self.volume.close(&mut self.store.device(&self.ring)?).with_context(cannot)?;
-        self.store.mirror().map_or(Ok(()), |mirror| mirror.close()).with_context(cannot)
+        close(&self.volume, &self.store, &self.ring)
     }
+}
+
+/// Marks a volume as closed, and its mirror, after everything was flushed.
+pub(crate) fn close(volume: &Volume, store: &Store, ring: &SharedRing) -> anyhow::Result<()> {
+    let cannot = || format!("cannot close {}", store.named().path().display());
+    volume.close(&mut store.device(ring)?).with_context(cannot)?;
+    store.mirror().map_or(Ok(()), |mirror| mirror.close()).with_context(cannot)
 }
 
 /// Returns what identifies the kernel that runs, or zeros where nothing does.

@@ -68,10 +68,10 @@ impl Opened {
         {
             return Ok(Self { store: Arc::new(store), volume: None });
         }
-        drop((device, store));
+        drop(device);
         let read_only = access == Access::ReadOnly;
         let options = OpenOptions { read_only, ..OpenOptions::default() };
-        let open = OpenVolume::open(path, &options)
+        let open = OpenVolume::of(store, ring, &options)
             .with_context(|| format!("{} holds no XFS, and is no volume", path.display()))?;
         Ok(Self { store: open.store, volume: Some(open.volume) })
     }
@@ -82,9 +82,7 @@ impl Opened {
         if volume.is_read_only() {
             return Ok(());
         }
-        let cannot = || format!("cannot close {}", self.store.named().path().display());
-        volume.close(&mut self.store.device(&backing::ring()?)?).with_context(cannot)?;
-        self.store.mirror().map_or(Ok(()), |mirror| mirror.close()).with_context(cannot)
+        backing::close(volume, &self.store, &backing::ring()?)
     }
 
     /// Opens the queue of this thread, whose calls block.
