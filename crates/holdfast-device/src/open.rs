@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use holdfast_units::BlockSize;
 use rustix::fs::{AtFlags, FlockOperation, OFlags, StatxFlags};
@@ -51,6 +52,9 @@ pub enum OpenError {
     },
 }
 
+/// How long locks are waited for whose user has gone.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 fn holder_text(holder: Option<u32>) -> String {
     holder.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
 }
@@ -76,6 +80,27 @@ impl Backing {
         let mut options = OpenOptions::new();
         options.read(true).write(access == Access::ReadWrite);
         Self::take(open_file(path, access, &options)?, path, access)
+    }
+
+    /// Opens what exists, also right after its last user has ended or has closed it: the kernel gives up
+    /// their locks only when what their rings had in flight has ended, so that is waited for, for 3
+    /// seconds at most.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn open_in_time(path: &Path, access: Access) -> Result<Self, OpenError> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match Self::open(path, access) {
+                Err(OpenError::InUse { holder, .. })
+                    if may_be_over(holder) && Instant::now() < until =>
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                opened => return opened,
+            }
+        }
     }
 
     /// Creates a sparse file of `bytes`, or takes a block device that is at least so large.
@@ -233,6 +258,21 @@ fn lock_holder(locks: &str, device: u64, inode: u64) -> Option<u32> {
     })
 }
 
+/// Returns whether a lock may be left from a use that is over. After the end of its process nobody can
+/// say whose it is, and this process may have closed the file already.
+fn may_be_over(holder: Option<u32>) -> bool {
+    holder.is_none_or(|holder| holder == std::process::id() || is_dead(holder))
+}
+
+/// Returns whether a process has ended, if only its parent does not know yet (proc(5)).
+fn is_dead(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| {
+        // The name may have anything in it, parentheses included.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        matches!(state, Some('Z' | 'X'))
+    })
+}
+
 /// Returns the alignment of offsets and of memory that direct I/O asks for (statx(2)).
 fn direct_alignment(file: &File) -> (BlockSize, BlockSize) {
     const STATX_DIOALIGN: StatxFlags = StatxFlags::from_bits_retain(0x2000);
@@ -274,6 +314,31 @@ mod tests {
         let _descriptor = first.descriptor().unwrap();
         first.release();
         assert_eq!(Backing::open(&path, Access::ReadWrite).unwrap().bytes(), 4096);
+    }
+
+    #[test]
+    fn what_is_closed_soon_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let first = Backing::create(&path, 4096).unwrap();
+        let opening = path.clone();
+        let second = std::thread::spawn(move || Backing::open_in_time(&opening, Access::ReadWrite));
+        // It has met the lock, or will find none.
+        std::thread::yield_now();
+        drop(first);
+        assert_eq!(second.join().unwrap().unwrap().bytes(), 4096);
+    }
+
+    #[test]
+    fn a_process_is_dead_from_its_end_on_also_when_nobody_has_asked_for_it() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let until = Instant::now() + PATIENCE;
+        while !is_dead(child.id()) && Instant::now() < until {
+            std::thread::yield_now();
+        }
+        assert!(is_dead(child.id()) && !is_dead(std::process::id()));
+        child.wait().unwrap();
+        assert!(is_dead(child.id()));
     }
 
     #[test]

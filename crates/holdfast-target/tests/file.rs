@@ -6,10 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use holdfast_bio::{Bio, BlockDevice, Error, Op, ReadPolicy};
-use holdfast_device::{Access, Backing, FileDevice, OpenError};
+use holdfast_device::{Access, Backing, FileDevice};
 use holdfast_iov::{Memory, Pool};
 use holdfast_ring::Ring;
 use holdfast_sim::Random;
@@ -45,20 +44,7 @@ fn device(backing: &Arc<Backing>) -> io::Result<FileDevice> {
 }
 
 fn backing(image: &Path) -> Arc<Backing> {
-    Arc::new(open_in_time(image).unwrap())
-}
-
-/// Opens an image. The kernel gives up the lock of rings that were closed only when they have ended.
-fn open_in_time(image: &Path) -> Result<Backing, OpenError> {
-    let until = Instant::now() + Duration::from_secs(3);
-    loop {
-        match Backing::open(image, Access::ReadWrite) {
-            Err(OpenError::InUse { .. }) if Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            opened => return opened,
-        }
-    }
+    Arc::new(Backing::open_in_time(image, Access::ReadWrite).unwrap())
 }
 
 fn mount(image: &Path) -> Xfs<FileDevice> {

@@ -3,10 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use holdfast_bio::{Bio, BlockDevice, Mismatch, ReadPolicy};
-use holdfast_device::{Access, Backing, FileDevice, MemoryDevice, OpenError};
+use holdfast_device::{Access, Backing, FileDevice, MemoryDevice};
 use holdfast_ring::{Ring, SharedRing, Waker};
 use holdfast_socket::{Address, Listener};
 use holdfast_vhost_user_blk::{Description, Options, Server, Target};
@@ -39,19 +38,9 @@ impl Medium {
         Self::open(path)
     }
 
-    /// Opens a file that has a volume. The kernel may give up the lock of a process a little later
-    /// than the process ends, so that is waited for.
+    /// Opens a file that has a volume.
     pub(crate) fn open(path: &Path) -> Result<Self, TortureError> {
-        const PATIENCE: Duration = Duration::from_secs(3);
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match Backing::open(path, Access::ReadWrite) {
-                Err(OpenError::InUse { .. }) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                opened => return Ok(Self::File(Arc::new(opened?))),
-            }
-        }
+        Ok(Self::File(Arc::new(Backing::open_in_time(path, Access::ReadWrite)?)))
     }
 }
 

@@ -18,7 +18,7 @@ use holdfast_volume::{Queue, Resync, Volume};
 use serde::{Deserialize, Serialize};
 
 use crate::backing;
-use crate::store::{Store, open_in_time};
+use crate::store::Store;
 
 /// Lets a leg have what it missed. `goes_on` is told how many bytes of the disk are done, and of how
 /// many, and says whether to go on. Returns how many were copied, or `None` when it did not go on.
@@ -113,7 +113,7 @@ fn is_at(backing: &Backing, path: &Path) -> bool {
 fn open_leg(store: &Store, volume: &Volume, leg: &Path) -> anyhow::Result<Backing> {
     let (needed, sector) = (volume.geometry().device_len(), volume.geometry().sector());
     let backing = if leg.exists() {
-        open_in_time(leg, Access::ReadWrite)?
+        Backing::open_in_time(leg, Access::ReadWrite)?
     } else {
         Backing::create(leg, store.named().bytes())?
     };

@@ -4,8 +4,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use holdfast_device::{Access, Backing, FileDevice, OpenError};
@@ -46,13 +44,13 @@ impl Store {
         access: Access,
         without: Option<&Path>,
     ) -> anyhow::Result<Self> {
-        let named = Arc::new(open_in_time(path, access)?);
+        let named = Arc::new(Backing::open_in_time(path, access)?);
         if read_record(&named).is_none() {
             return Ok(Self { named, mirror: None });
         }
         let mut in_use = None;
         let open = |path: &Path| {
-            open_in_time(path, access).map(Arc::new).map_err(|error| {
+            Backing::open_in_time(path, access).map(Arc::new).map_err(|error| {
                 let is_used = matches!(error, OpenError::InUse { .. });
                 let text = format!("{:#}", anyhow::Error::from(error));
                 if is_used {
@@ -151,50 +149,5 @@ impl Store {
         if let Some(legs) = &self.mirror {
             lock(&legs.backings)[number] = Some(backing);
         }
-    }
-}
-
-/// How long a process that was killed may keep its lock.
-const DYING: Duration = Duration::from_secs(3);
-
-/// Opens a file or block device. The kernel gives up the lock of a process that was killed only when
-/// what its rings had in flight has ended, so that is waited for. By then nobody can say whose it is.
-pub(crate) fn open_in_time(path: &Path, access: Access) -> Result<Backing, OpenError> {
-    let until = Instant::now() + DYING;
-    loop {
-        match Backing::open(path, access) {
-            Err(OpenError::InUse { holder, .. })
-                if holder.is_none_or(is_dead) && Instant::now() < until =>
-            {
-                thread::sleep(Duration::from_millis(10));
-            }
-            opened => return opened,
-        }
-    }
-}
-
-/// Returns whether a process has ended, if only its parent does not know yet (proc(5)).
-fn is_dead(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| {
-        // The name may have anything in it, parentheses included.
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        matches!(state, Some('Z' | 'X'))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_dead_from_its_end_on_also_when_nobody_has_asked_for_it() {
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let until = Instant::now() + DYING;
-        while !is_dead(child.id()) && Instant::now() < until {
-            thread::yield_now();
-        }
-        assert!(is_dead(child.id()) && !is_dead(std::process::id()));
-        child.wait().unwrap();
-        assert!(is_dead(child.id()));
     }
 }

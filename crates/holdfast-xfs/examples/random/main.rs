@@ -15,9 +15,8 @@ use std::env;
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use holdfast_device::{Access, Backing, FileDevice, OpenError};
+use holdfast_device::{Access, Backing, FileDevice};
 use holdfast_ring::Ring;
 
 use run::Run;
@@ -59,21 +58,8 @@ fn main() -> Outcome<()> {
 
 /// Two queues on an image: for metadata, and for data.
 fn queues(image: &Path) -> Outcome<[FileDevice; 2]> {
-    let backing = Arc::new(open_in_time(image)?);
+    let backing = Arc::new(Backing::open_in_time(image, Access::ReadWrite)?);
     let queue =
         || -> Outcome<FileDevice> { Ok(FileDevice::new(&backing, &Ring::new(64)?.shared())?) };
     Ok([queue()?, queue()?])
-}
-
-/// Opens an image. The kernel gives up the lock of rings that were closed only when they have ended.
-fn open_in_time(image: &Path) -> Result<Backing, OpenError> {
-    let until = Instant::now() + Duration::from_secs(3);
-    loop {
-        match Backing::open(image, Access::ReadWrite) {
-            Err(OpenError::InUse { .. }) if Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            opened => return opened,
-        }
-    }
 }

@@ -2,12 +2,11 @@
 
 #![allow(dead_code, reason = "each test uses its part of this")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use holdfast_device::{Access, Backing, FileDevice, OpenError};
+use holdfast_device::{Access, Backing, FileDevice};
 use holdfast_ring::Ring;
 use holdfast_xfs::{Ino, MountOptions, Xfs, XfsError};
 use tempfile::TempDir;
@@ -51,7 +50,7 @@ impl Image {
     /// Opens it, and as many queues on it as are wanted.
     pub(crate) fn queues<const N: usize>(&self, write: bool) -> [FileDevice; N] {
         let access = if write { Access::ReadWrite } else { Access::ReadOnly };
-        let backing = Arc::new(open_in_time(&self.path(), access).unwrap());
+        let backing = Arc::new(Backing::open_in_time(&self.path(), access).unwrap());
         std::array::from_fn(|_| {
             let ring = Ring::new(64).unwrap().shared();
             FileDevice::new(&backing, &ring).unwrap()
@@ -87,17 +86,4 @@ pub(crate) fn text(output: &Output) -> String {
 
 pub(crate) fn find(xfs: &mut Xfs<FileDevice>, path: &str) -> Ino {
     xfs.walk(path.as_bytes(), true).unwrap().ino()
-}
-
-/// Opens an image. The kernel gives up the lock of rings that were closed only when they have ended.
-fn open_in_time(image: &Path, access: Access) -> Result<Backing, OpenError> {
-    let until = Instant::now() + Duration::from_secs(3);
-    loop {
-        match Backing::open(image, access) {
-            Err(OpenError::InUse { .. }) if Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            opened => return opened,
-        }
-    }
 }
