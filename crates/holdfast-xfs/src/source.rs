@@ -109,11 +109,13 @@ impl<D: BlockDevice> Source<D> {
         let mut at = first;
         while at < last {
             let chunk = self.limits.first_chunk(at, last - at, BUFFER_MAX);
-            let buffer = self.pool.take_whole(to_usize(chunk));
+            // The device completes the sectors itself, so that who writes beside it loses nothing.
+            let start = to_usize(self.limits.sector.offset_in(at));
+            let buffer = self.pool.take_whole(self.limits.whole_sectors(at, chunk));
             let mut buffer = buffer.expect("no buffer is in use between calls");
             let bytes = &all[to_usize(at - first)..][..to_usize(chunk)];
-            buffer.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
-            let bio = Bio::new(Op::Write, at, chunk, Memory::Buffer(buffer));
+            buffer.as_mut_slice()[start..start + bytes.len()].copy_from_slice(bytes);
+            let bio = Bio::new(Op::Write, at, chunk, Memory::Buffer(buffer)).with_start(start);
             let written = self.device.run(bio).result.map_err(|error| unwritten(at, error))?;
             if written < unit.bytes() {
                 return Err(unwritten(at, Error::IO));
@@ -247,6 +249,7 @@ const fn unwritten(address: u64, source: Error) -> XfsError {
 #[cfg(test)]
 mod tests {
     use holdfast_device::MemoryDevice;
+    use holdfast_units::BlockSize;
     use proptest::prelude::*;
 
     use super::*;
@@ -298,6 +301,47 @@ mod tests {
                 if (at..at + len).contains(&index) { !byte(index) } else { byte(index) }
             };
             prop_assert!(all.iter().enumerate().all(|(index, &found)| found == expected(index)));
+        }
+    }
+
+    /// A device that asks for the room of whole sectors when a part of them is written, as a volume.
+    struct Sectors(MemoryDevice);
+
+    impl BlockDevice for Sectors {
+        fn limits(&self) -> Limits {
+            Limits { sector: BlockSize::PAGE, ..self.0.limits() }
+        }
+
+        fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
+            let limits = self.limits();
+            let len = bio.memory.len();
+            assert_eq!(to_u64(bio.start), limits.sector.offset_in(bio.offset));
+            assert!(limits.whole_sectors(bio.offset, bio.len) <= len, "{} bytes", bio.len);
+            self.0.submit(bio)
+        }
+
+        fn reap(&mut self, ended: &mut Vec<Ended>) {
+            self.0.reap(ended);
+        }
+
+        fn wait(&mut self) {
+            self.0.wait();
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_sector_is_written_from_where_it_is_in_the_sector() {
+        for (at, len) in [(512, 512), (0, 512), (3584, 8192), (1024, 2 << 20)] {
+            let mut source = Source::new(Sectors(MemoryDevice::new(to_u64(SIZE)))).unwrap();
+            source.write_at(at, &vec![7; len]).unwrap();
+            let mut all = vec![0; SIZE];
+            source.read_at(0, &mut all).unwrap();
+            let range = to_usize(at)..to_usize(at) + len;
+            assert!(
+                all.iter()
+                    .enumerate()
+                    .all(|(index, &found)| (found == 7) == range.contains(&index))
+            );
         }
     }
 
