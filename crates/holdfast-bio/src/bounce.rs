@@ -342,6 +342,10 @@ impl<D: BlockDevice> BlockDevice for Bounce<D> {
         self.device.wait();
     }
 
+    fn poll(&mut self) {
+        self.device.poll();
+    }
+
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         self.device.data_after(offset)
     }

@@ -36,6 +36,10 @@ pub trait BlockDevice {
     /// Blocks until there may be something to reap. Returns at once when nothing is in flight.
     fn wait(&mut self);
 
+    /// Lets what was submitted go on, and what has ended be reaped, without waiting: for those who
+    /// wait for something else. A layer passes it on.
+    fn poll(&mut self) {}
+
     /// Runs one bio to its end, on a device on which nothing else is in flight.
     fn run(&mut self, bio: Bio) -> Ended
     where

@@ -44,7 +44,9 @@ impl<D: BlockDevice> SharedQueue<D> {
 
     /// Lets what is in flight go on, without waiting. What ends is kept for whoever reaps.
     pub fn go_on(&self) {
-        self.inner.borrow_mut().collect();
+        let mut inner = self.inner.borrow_mut();
+        inner.device.poll();
+        inner.collect();
     }
 }
 
@@ -124,6 +126,10 @@ impl<D: BlockDevice> BlockDevice for SharedQueue<D> {
         if inner.users[self.me].ended.is_empty() {
             inner.device.wait();
         }
+    }
+
+    fn poll(&mut self) {
+        self.inner.borrow_mut().device.poll();
     }
 
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {

@@ -163,6 +163,11 @@ impl BlockDevice for FileDevice {
         }
     }
 
+    fn poll(&mut self) {
+        // Who waits in the ring meets the error as well.
+        let _later = self.channel.ring().borrow_mut().poll();
+    }
+
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         match rustix::fs::seek(&*self.file, SeekFrom::Data(offset)) {
             Ok(found) => Ok(Some(found)),

@@ -513,6 +513,12 @@ impl<D: BlockDevice> BlockDevice for MirrorDevice<D> {
         }
     }
 
+    fn poll(&mut self) {
+        let retired = self.retired.iter_mut().map(|(_, queue)| queue);
+        let queues = self.legs.iter_mut().flatten().chain(retired);
+        queues.for_each(|queue| queue.device.poll());
+    }
+
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         let (mut first, mut known, mut failed) = (None, false, Err(Error::IO));
         for leg in self.mirror.in_sync().iter() {

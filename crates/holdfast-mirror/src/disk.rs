@@ -50,6 +50,13 @@ impl<D: BlockDevice> BlockDevice for Disk<D> {
         }
     }
 
+    fn poll(&mut self) {
+        match self {
+            Self::Plain(device) => device.poll(),
+            Self::Mirror(device) => device.poll(),
+        }
+    }
+
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         match self {
             Self::Plain(device) => device.data_after(offset),

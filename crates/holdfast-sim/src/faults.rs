@@ -200,6 +200,10 @@ impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
         self.device.legs()
     }
 
+    fn poll(&mut self) {
+        self.device.poll();
+    }
+
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         self.device.data_after(offset)
     }

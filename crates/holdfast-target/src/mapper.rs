@@ -1,6 +1,5 @@
 //! Where the blocks of the file are, as a queue knows it.
 
-use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
@@ -15,35 +14,23 @@ use crate::file::Shared;
 use crate::keeper::{Answer, Ask, Question};
 
 /// A queue's view of the file.
+#[derive(Debug)]
 pub(crate) struct View<Q: BlockDevice> {
     shared: Arc<Shared>,
     extents: Arc<ExtentList>,
     version: u64,
     /// The thread's queue of the device.
     device: SharedQueue<Q>,
-    /// Has the kernel take what was submitted and tell what has ended, without waiting.
-    poll: Box<dyn Fn()>,
-}
-
-impl<Q: BlockDevice> fmt::Debug for View<Q> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View").field("ino", &self.ino()).finish_non_exhaustive()
-    }
 }
 
 /// How long nobody looks at the queue of the device while the keeper is at work.
 const PATIENCE: Duration = Duration::from_micros(20);
 
 impl<Q: BlockDevice> View<Q> {
-    pub(crate) fn new(
-        shared: &Arc<Shared>,
-        device: SharedQueue<Q>,
-        poll: impl Fn() + 'static,
-    ) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>, device: SharedQueue<Q>) -> Self {
         // Before the extents: what changes meanwhile is seen later.
         let version = shared.version();
-        let (extents, shared, poll) = (shared.extents(), Arc::clone(shared), Box::new(poll));
-        Self { shared, extents, version, device, poll }
+        Self { extents: shared.extents(), version, shared: Arc::clone(shared), device }
     }
 
     pub(crate) fn ino(&self) -> Ino {
@@ -61,13 +48,15 @@ impl<Q: BlockDevice> View<Q> {
         loop {
             match wait.recv_timeout(PATIENCE) {
                 Ok(answer) => return answer,
-                Err(RecvTimeoutError::Timeout) => {
-                    (self.poll)();
-                    self.device.go_on();
-                }
+                Err(RecvTimeoutError::Timeout) => self.poll(),
                 Err(RecvTimeoutError::Disconnected) => return Err(gone),
             }
         }
+    }
+
+    /// Lets what the device has in flight go on.
+    pub(crate) fn poll(&self) {
+        self.device.go_on();
     }
 
     fn known(&mut self, offset: u64) -> Mapping {

@@ -34,19 +34,12 @@ pub struct FileQueue<Q: DiskQueue> {
 }
 
 impl<Q: DiskQueue> FileQueue<Q> {
-    /// Opens a queue of `file` over a queue of its device. While the keeper is waited for, `poll` is called
-    /// and the device reaped: it has the kernel take what was submitted and tell what has ended, and does
-    /// not wait.
+    /// Opens a queue of `file` over a queue of its device, which goes on while the keeper is waited for.
     ///
     /// # Errors
     ///
     /// ENOMEM.
-    pub fn new(
-        file: &FileDisk,
-        device: Q,
-        poll: impl Fn() + 'static,
-        read_policy: ReadPolicy,
-    ) -> io::Result<Self> {
+    pub fn new(file: &FileDisk, device: Q, read_policy: ReadPolicy) -> io::Result<Self> {
         let below = device.limits();
         let block = file.block();
         let limits = Limits {
@@ -61,7 +54,7 @@ impl<Q: DiskQueue> FileQueue<Q> {
             read_only: false,
         };
         let device = SharedQueue::new(device);
-        let view = View::new(&file.shared, device.clone(), poll);
+        let view = View::new(&file.shared, device.clone());
         let direct = DirectIo::new(device, Pool::new(POOL)?, read_policy);
         let (bios, ended, finished) = (Slab::new(), Vec::new(), Vec::new());
         Ok(Self { direct, view, limits, bios, ended, finished })
@@ -148,6 +141,10 @@ impl<Q: DiskQueue> BlockDevice for FileQueue<Q> {
         if self.ended.is_empty() {
             self.direct.wait();
         }
+    }
+
+    fn poll(&mut self) {
+        self.view.poll();
     }
 }
 

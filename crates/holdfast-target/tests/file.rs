@@ -56,8 +56,7 @@ fn serve(image: &Path) -> (FileDisk, Vec<FileQueue<FileDevice>>) {
     let backing = backing(image);
     let theirs = Arc::clone(&backing);
     let disk = FileDisk::open(move || device(&theirs), PATH).unwrap();
-    let queue =
-        || FileQueue::new(&disk, device(&backing).unwrap(), || {}, ReadPolicy::Lazy).unwrap();
+    let queue = || FileQueue::new(&disk, device(&backing).unwrap(), ReadPolicy::Lazy).unwrap();
     let queues = (0..2).map(|_| queue()).collect();
     (disk, queues)
 }

@@ -1,7 +1,6 @@
 //! `holdfast serve --xfs`
 
 use std::io;
-use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 
 use anyhow::{Context, bail};
@@ -36,12 +35,7 @@ impl Target for Disk {
     fn queue(&self, ring: &SharedRing, waker: &Arc<Waker>) -> io::Result<Self::Queue> {
         let waker = Arc::clone(waker);
         let queue = self.opened.queue_on(ring, move || waker.wake()).map_err(io::Error::other)?;
-        let ring = Rc::clone(ring);
-        let poll = move || {
-            // Who serves the queue meets the error as well.
-            let _later = ring.borrow_mut().poll();
-        };
-        FileQueue::new(&self.file, queue, poll, self.read_policy)
+        FileQueue::new(&self.file, queue, self.read_policy)
     }
 }
 

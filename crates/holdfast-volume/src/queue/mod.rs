@@ -580,6 +580,10 @@ impl<D: BlockDevice> BlockDevice for Queue<D> {
         }
     }
 
+    fn poll(&mut self) {
+        self.device.poll();
+    }
+
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         let geometry = self.volume.geometry();
         let group = geometry.group_of(offset);

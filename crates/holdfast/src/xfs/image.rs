@@ -167,6 +167,13 @@ impl BlockDevice for Image {
         }
     }
 
+    fn poll(&mut self) {
+        match self {
+            Self::Raw(device) => device.poll(),
+            Self::Volume(volume) => volume.queue.poll(),
+        }
+    }
+
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         match self {
             Self::Raw(device) => device.data_after(offset),
