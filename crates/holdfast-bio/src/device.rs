@@ -83,6 +83,44 @@ pub trait BlockDevice {
     }
 }
 
+impl<D: BlockDevice + ?Sized> BlockDevice for Box<D> {
+    fn limits(&self) -> Limits {
+        (**self).limits()
+    }
+
+    fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
+        (**self).submit(bio)
+    }
+
+    fn atomic_bytes_max(&self) -> u64 {
+        (**self).atomic_bytes_max()
+    }
+
+    fn legs(&self) -> usize {
+        (**self).legs()
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended>) {
+        (**self).reap(ended);
+    }
+
+    fn wait(&mut self) {
+        (**self).wait();
+    }
+
+    fn poll(&mut self) {
+        (**self).poll();
+    }
+
+    fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
+        (**self).data_after(offset)
+    }
+
+    fn map(&self, offset: u64, len: usize) -> Result<Option<Region>, Error> {
+        (**self).map(offset, len)
+    }
+}
+
 /// One thread's way to a disk that is served to clients.
 ///
 /// The thread sleeps in its ring. What the queue has in flight ends there; what other threads leave to be done

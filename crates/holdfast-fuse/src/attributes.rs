@@ -91,6 +91,21 @@ fn time(time: Timestamp) -> SystemTime {
     start + Duration::from_nanos(u64::from(time.nanoseconds))
 }
 
+/// Returns a time that the kernel has sent, as `fuser` gives it: before 1970 it takes the nanoseconds
+/// from the seconds, although they were counted forwards from them.
+pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
+    let signed = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => {
+            Timestamp { seconds: signed(after.as_secs()), nanoseconds: after.subsec_nanos() }
+        }
+        Err(error) => {
+            let before = error.duration();
+            Timestamp { seconds: -signed(before.as_secs()), nanoseconds: before.subsec_nanos() }
+        }
+    }
+}
+
 /// Returns the number of a device as the kernel has it in 32 bits: 12 of the major number between 8
 /// and 12 of the minor number.
 const fn device((major, minor): (u32, u32)) -> u32 {
@@ -123,6 +138,14 @@ mod tests {
         assert_eq!(found, UNIX_EPOCH + Duration::new(16_299_260_425, 709_551_615));
         let first = time(Timestamp { seconds: i64::from(i32::MIN), nanoseconds: 0 });
         assert_eq!(first, UNIX_EPOCH - Duration::from_secs(1 << 31));
+    }
+
+    #[test]
+    fn a_time_that_the_kernel_sent_is_the_one_that_it_meant() {
+        let sent = UNIX_EPOCH - Duration::new(5, 7);
+        assert_eq!(timestamp(sent), Timestamp { seconds: -5, nanoseconds: 7 });
+        let sent = UNIX_EPOCH + Duration::new(5, 7);
+        assert_eq!(timestamp(sent), Timestamp { seconds: 5, nanoseconds: 7 });
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub(crate) fn connect(directory: &Path, options: &Options) -> io::Result<OwnedFd
         gid.as_raw(),
         kernel_options(options)
     );
-    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
+    let access = if options.write { MountFlags::empty() } else { MountFlags::RDONLY };
+    let flags = access | MountFlags::NOATIME | MountFlags::NODEV | MountFlags::NOSUID;
     let source = CString::new(options.source.as_bytes())?;
     let data = CString::new(data)?;
     match rustix::mount::mount(source.as_c_str(), directory, "fuse", flags, data.as_c_str()) {
@@ -60,7 +61,8 @@ fn kernel_options(options: &Options) -> String {
 fn connect_by_helper(directory: &Path, options: &Options) -> io::Result<OwnedFd> {
     let (ours, its) = UnixStream::pair()?;
     let mut command = Command::new(HELPER);
-    let list = format!("ro,nodev,nosuid,{},", kernel_options(options));
+    let access = if options.write { "rw" } else { "ro" };
+    let list = format!("{access},noatime,nodev,nosuid,{},", kernel_options(options));
     let list = [list.as_bytes(), b"fsname=", &escaped(options.source.as_bytes())].concat();
     command.arg("-o").arg(OsString::from_vec(list)).arg("--").arg(directory);
     command.env("_FUSE_COMMFD", "0").stdin(OwnedFd::from(its));

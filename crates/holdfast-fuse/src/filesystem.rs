@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -13,14 +15,16 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 use holdfast_units::to_usize;
-use holdfast_xfs::{Ino, Inode};
+use holdfast_xfs::{Ino, Inode, Kind};
+use rustix::fs::OFlags;
 
-use crate::attributes::{attributes, kind_of_entry, placeholder, to_ino, to_number};
-use crate::errno::report;
+use crate::attributes::{attributes, kind_of_entry, placeholder, timestamp, to_ino, to_number};
+use crate::errno::{report, report_io};
 use crate::files::Files;
 use crate::statistics::fullness;
+use crate::writing::Allocation;
 
-/// How long the kernel may believe what it was told: nothing changes behind a read-only mount.
+/// How long the kernel may believe what it was told: of what nobody changes, or only by the kernel.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How many requests of readahead and asynchronous direct I/O the kernel may have under way.
 const BACKGROUND_MAX: u16 = 64;
@@ -37,7 +41,7 @@ const WANTED: [InitFlags; 7] = [
     InitFlags::FUSE_READDIRPLUS_AUTO,
 ];
 
-impl Files {
+impl Requests {
     fn ino(&self, number: INodeNo) -> Ino {
         to_ino(number, self.root)
     }
@@ -47,6 +51,13 @@ impl Files {
         let stat = inode.stat();
         let ino = to_number(stat.ino, self.root);
         (FileAttr { ino, ..attributes(stat) }, Generation(u64::from(stat.generation)))
+    }
+
+    /// Returns how long the kernel may believe what it is told of an inode. Names never change, and a
+    /// file changes by more than what the kernel knows of: how much space it has.
+    fn valid(&self, inode: &Inode) -> Duration {
+        let changes = self.writers.is_some() && inode.kind() == Kind::Regular;
+        if changes { Duration::ZERO } else { FOREVER }
     }
 }
 
@@ -59,7 +70,60 @@ fn answer(reply: ReplyXattr, value: &[u8], room: u32) {
     }
 }
 
-impl Filesystem for Files {
+/// Answers the requests of the kernel.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    pub(crate) files: Arc<Files>,
+    /// All files are read and written around the page cache, however they were opened.
+    pub(crate) direct_io: bool,
+}
+
+impl Deref for Requests {
+    type Target = Files;
+
+    fn deref(&self) -> &Files {
+        &self.files
+    }
+}
+
+impl Requests {
+    fn change(
+        &self,
+        ino: Ino,
+        size: Option<u64>,
+        times: [Option<TimeOrNow>; 2],
+    ) -> Result<FileAttr, Errno> {
+        if let Some(size) = size {
+            self.truncate(ino, size).map_err(|error| report_io(&error))?;
+        }
+        let [accessed, modified] = times.map(|time| {
+            time.map(|time| match time {
+                TimeOrNow::SpecificTime(time) => timestamp(time),
+                TimeOrNow::Now => timestamp(SystemTime::now()),
+            })
+        });
+        if accessed.is_some() || modified.is_some() {
+            self.set_times(ino, accessed, modified).map_err(|error| report(&error))?;
+        }
+        let inode = self.inode(ino).map_err(|error| report(&error))?;
+        Ok(attributes(inode.stat()))
+    }
+}
+
+/// Answers a request that asks for nothing but to be done.
+fn done(result: Result<(), Errno>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(error),
+    }
+}
+
+/// Returns whether a file was opened with a flag.
+fn has(flags: OpenFlags, flag: OFlags) -> bool {
+    flags.0 & flag.bits().cast_signed() != 0
+}
+
+impl Filesystem for Requests {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for wanted in WANTED {
             if config.add_capabilities(wanted).is_err() {
@@ -79,7 +143,7 @@ impl Filesystem for Files {
         match self.find(self.ino(parent), name.as_bytes()) {
             Ok(Some(inode)) => {
                 let (attributes, generation) = self.node(&inode);
-                reply.entry(&FOREVER, &attributes, generation);
+                reply.entry(&self.valid(&inode), &attributes, generation);
             }
             Ok(None) => {
                 // With the number 0 the kernel remembers that there is no such name.
@@ -98,7 +162,7 @@ impl Filesystem for Files {
         reply: ReplyAttr,
     ) {
         match self.inode(self.ino(ino)) {
-            Ok(inode) => reply.attr(&FOREVER, &attributes(inode.stat())),
+            Ok(inode) => reply.attr(&self.valid(&inode), &attributes(inode.stat())),
             Err(error) => reply.error(report(&error)),
         }
     }
@@ -113,18 +177,19 @@ impl Filesystem for Files {
     }
 
     fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+        let only_reads = flags.acc_mode() == OpenAccMode::O_RDONLY;
+        if !only_reads && self.writers.is_none() {
             return reply.error(Errno::EROFS);
         }
-        let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
-        let how = if flags.0 & direct == 0 {
-            FopenFlags::FOPEN_KEEP_CACHE
-        } else {
-            FopenFlags::FOPEN_DIRECT_IO
-        };
-        match Self::open(self, self.ino(ino)) {
+        let is_direct = self.direct_io || has(flags, OFlags::DIRECT);
+        let mut how =
+            if is_direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE };
+        if only_reads {
             // Nothing is left to be stored when it is closed.
-            Ok(handle) => reply.opened(handle, how | FopenFlags::FOPEN_NOFLUSH),
+            how |= FopenFlags::FOPEN_NOFLUSH;
+        }
+        match self.files.open(self.ino(ino)) {
+            Ok(handle) => reply.opened(handle, how),
             Err(error) => reply.error(report(&error)),
         }
     }
@@ -141,7 +206,8 @@ impl Filesystem for Files {
         reply: ReplyData,
     ) {
         let Some(file) = self.opened(handle) else { return reply.error(Errno::EBADF) };
-        Self::read(self, &file, offset, to_usize(u64::from(size)), |found| match found {
+        let known = file.known();
+        self.files.read(&known, offset, to_usize(u64::from(size)), |found| match found {
             Ok(bytes) => reply.data(bytes),
             Err(error) => reply.error(report(&error)),
         });
@@ -157,7 +223,18 @@ impl Filesystem for Files {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.close(handle);
+        done(self.close(handle).map_err(|error| report(&error)), reply);
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // What was written was answered only when it was with the device.
         reply.ok();
     }
 
@@ -174,7 +251,8 @@ impl Filesystem for Files {
         const SEEK_HOLE: i32 = 4;
         let Some(file) = self.opened(handle) else { return reply.error(Errno::EBADF) };
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        let (extents, size) = (&file.extents, file.inode.size());
+        let known = file.known();
+        let (extents, size) = (&known.extents, known.inode.size());
         let found = match whence {
             SEEK_DATA => extents.data_after(from, size, &self.geometry),
             SEEK_HOLE => extents.hole_after(from, size, &self.geometry),
@@ -245,7 +323,7 @@ impl Filesystem for Files {
                 let (valid, attributes, generation) = match &found.inode {
                     Some(inode) => {
                         let generation = Generation(u64::from(inode.stat().generation));
-                        (FOREVER, attributes(inode.stat()), generation)
+                        (self.valid(inode), attributes(inode.stat()), generation)
                     }
                     // The kernel asks again, and is told why.
                     None => {
@@ -318,7 +396,7 @@ impl Filesystem for Files {
         _data_only: bool,
         reply: ReplyEmpty,
     ) {
-        reply.ok();
+        done(self.sync().map_err(|error| report(&error)), reply);
     }
 
     fn fsyncdir(
@@ -329,7 +407,7 @@ impl Filesystem for Files {
         _data_only: bool,
         reply: ReplyEmpty,
     ) {
-        reply.ok();
+        done(self.sync().map_err(|error| report(&error)), reply);
     }
 
     fn ioctl(
@@ -346,18 +424,16 @@ impl Filesystem for Files {
         reply.error(Errno::ENOTTY);
     }
 
-    // The kernel refuses what follows itself, unless root has remounted it for writing.
-
     fn setattr(
         &self,
         _request: &Request,
-        _ino: INodeNo,
-        _mode: Option<u32>,
-        _uid: Option<u32>,
-        _gid: Option<u32>,
-        _size: Option<u64>,
-        _accessed: Option<TimeOrNow>,
-        _modified: Option<TimeOrNow>,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        accessed: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
         _changed: Option<SystemTime>,
         _handle: Option<FileHandle>,
         _created: Option<SystemTime>,
@@ -366,8 +442,61 @@ impl Filesystem for Files {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(Errno::EROFS);
+        let changes_owner = mode.is_some() || uid.is_some() || gid.is_some();
+        if changes_owner || self.writers.is_none() {
+            return reply.error(Errno::EROFS);
+        }
+        match self.change(self.ino(ino), size, [accessed, modified]) {
+            Ok(attributes) => reply.attr(&Duration::ZERO, &attributes),
+            Err(error) => reply.error(error),
+        }
     }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let Some(file) = self.opened(handle) else { return reply.error(Errno::EBADF) };
+        let mut written = self.files.write(&file, offset, data).map_err(|error| report_io(&error));
+        if written.is_ok() && has(flags, OFlags::DSYNC) {
+            written = self.sync().map_err(|error| report(&error));
+        }
+        match (written, u32::try_from(data.len())) {
+            (Ok(()), Ok(len)) => reply.written(len),
+            (Err(error), _) => reply.error(error),
+            (_, Err(_)) => reply.error(Errno::EINVAL),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let Some(file) = self.opened(handle) else { return reply.error(Errno::EBADF) };
+        let Some(what) = Allocation::new(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        if self.writers.is_none() {
+            return reply.error(Errno::EROFS);
+        }
+        let allocated = self.allocate(&file, what, offset, length);
+        done(allocated.map_err(|error| report_io(&error)), reply);
+    }
+
+    // What follows is not there yet. When it is mounted read-only the kernel refuses it itself, unless
+    // root has remounted it.
 
     fn mknod(
         &self,
@@ -450,34 +579,6 @@ impl Filesystem for Files {
         reply.error(Errno::EROFS);
     }
 
-    fn write(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        _handle: FileHandle,
-        _offset: u64,
-        _data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn fallocate(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        _handle: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
     fn copy_file_range(
         &self,
         _request: &Request,
@@ -491,7 +592,8 @@ impl Filesystem for Files {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::EROFS);
+        // The kernel then reads and writes, and does not ask again.
+        reply.error(Errno::ENOSYS);
     }
 
     fn setxattr(

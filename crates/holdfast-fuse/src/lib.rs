@@ -1,11 +1,13 @@
 //! A mount: XFS on any block device, as a FUSE file system, which users and programs see as any other.
 //!
 //! [`Mount::new`] makes it and [`Mount::run`] answers the kernel until it is unmounted, by umount(8) or
-//! by [`unmount`]. Nothing is written: whatever would change something is refused with EROFS.
+//! by [`unmount`]. With [`Options::write`] the data, sizes and times of files that are there can be
+//! changed; names, owners, permissions and attributes cannot, which is refused with EROFS.
 //!
-//! Several threads take requests from the kernel, and each has a queue of its own on the device.
-//! Metadata are read under one lock, with the queue of whoever holds it. The data of a file are read
-//! outside of it, by extents that are known since the file was opened.
+//! Several threads take requests from the kernel, and each has queues of its own on the device.
+//! Metadata are read and changed under one lock, with the queue of whoever holds it. The data of a file
+//! are read and written outside of it. Each file that is open has a lock of its own, which many who read
+//! hold together and who changes the file alone.
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +20,7 @@ mod mount;
 mod options;
 mod queues;
 mod statistics;
+mod writing;
 
 pub use connect::unmount;
 pub use mount::{Mount, MountError};

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fuser::{Config, Session, SessionACL};
 use holdfast_bio::BlockDevice;
@@ -12,20 +13,28 @@ use thiserror::Error;
 
 use crate::connect::{connect, unmount};
 use crate::files::Files;
+use crate::filesystem::Requests;
 use crate::options::Options;
 use crate::queues::Queues;
+use crate::writing::Writers;
 
-/// Why something could not be mounted.
+/// Why something could not be mounted, or not to the end.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum MountError {
-    /// The file system cannot be read.
+    /// The file system cannot be read, or not be written.
     #[error(transparent)]
     Xfs(#[from] XfsError),
     /// No queue of the device could be opened.
     #[error("cannot open a queue of the device")]
     Device {
         /// Why.
+        source: io::Error,
+    },
+    /// The kernel's device failed.
+    #[error("no more requests of the kernel can be received")]
+    Session {
+        /// What was said.
         source: io::Error,
     },
     /// What it was to be mounted on is no directory.
@@ -51,7 +60,9 @@ pub enum MountError {
 #[derive(Debug)]
 pub struct Mount {
     /// There until it runs.
-    session: Option<Session<Files>>,
+    session: Option<Session<Requests>>,
+    /// There until it has run.
+    files: Option<Arc<Files>>,
     directory: PathBuf,
     is_clean: bool,
 }
@@ -72,15 +83,19 @@ impl Mount {
             return Err(MountError::Directory { path: directory.to_owned() });
         }
         let queues = Queues::new(open).map_err(|source| MountError::Device { source })?;
-        let how = MountOptions { no_recovery: options.no_recovery, ..MountOptions::default() };
+        let &Options { no_recovery, write, direct_io, .. } = options;
+        let how = MountOptions { no_recovery, write, ..MountOptions::default() };
+        let writers = write.then(|| Writers::new(queues.beside()));
         let xfs = Xfs::mount(queues, &how)?;
         let refused = |source| MountError::Refused { path: directory.to_owned(), source };
         let is_clean = xfs.is_clean();
         let device = connect(directory, options).map_err(refused)?;
-        let mut mount = Self { session: None, directory: directory.to_owned(), is_clean };
-        let session = start(Files::new(xfs), device, options);
-        mount.session = Some(session.map_err(refused)?);
-        read_ahead(directory);
+        let files = Arc::new(Files::new(xfs, writers));
+        let requests = Requests { files: Arc::clone(&files), direct_io };
+        let directory = directory.to_owned();
+        let mut mount = Self { session: None, files: Some(files), directory, is_clean };
+        mount.session = Some(start(requests, device, options).map_err(refused)?);
+        read_ahead(&mount.directory);
         Ok(mount)
     }
 
@@ -89,18 +104,25 @@ impl Mount {
         self.is_clean
     }
 
-    /// Answers the kernel until the file system is unmounted.
+    /// Answers the kernel until the file system is unmounted, and stores all that is not yet. Then no
+    /// queue of the device is left.
     ///
     /// # Errors
     ///
-    /// What the kernel's device said that no request can follow. Then it is unmounted here.
-    pub fn run(mut self) -> io::Result<()> {
-        let result = self.session.take().map_or(Ok(()), Session::run);
-        if result.is_ok() {
+    /// [`MountError::Session`] for what the kernel's device said that no request can follow; then it is
+    /// unmounted here. [`MountError::Xfs`] when something could not be stored: the file system then
+    /// stays marked as being written.
+    pub fn run(mut self) -> Result<(), MountError> {
+        let ran = self.session.take().map_or(Ok(()), Session::run);
+        if ran.is_ok() {
             // Nothing of ours is mounted there any more.
             self.directory = PathBuf::new();
         }
-        result
+        // All who answered requests have ended with the session.
+        let files = self.files.take().and_then(Arc::into_inner);
+        let stored = files.map_or(Ok(()), Files::unmount);
+        ran.map_err(|source| MountError::Session { source })?;
+        Ok(stored?)
     }
 }
 
@@ -116,13 +138,13 @@ impl Drop for Mount {
 }
 
 /// Agrees with the kernel on how to speak.
-fn start(files: Files, device: OwnedFd, options: &Options) -> io::Result<Session<Files>> {
+fn start(requests: Requests, device: OwnedFd, options: &Options) -> io::Result<Session<Requests>> {
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     let mut config = Config::default();
     config.acl = acl;
     config.n_threads = Some(options.threads.get());
     config.clone_fd = true;
-    Session::from_fd(files, device, acl, config)
+    Session::from_fd(requests, device, acl, config)
 }
 
 /// Lets the kernel read as much ahead as one request may be long, where only root may say so.

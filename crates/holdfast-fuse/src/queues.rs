@@ -6,13 +6,29 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits};
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, SharedQueue};
 
 type Open = dyn Fn() -> io::Result<Box<dyn BlockDevice>> + Send + Sync;
 
 thread_local! {
-    /// The queues of this thread, by the number of their device.
-    static QUEUES: RefCell<Vec<(u64, Box<dyn BlockDevice>)>> = const { RefCell::new(Vec::new()) };
+    /// The queues of this thread.
+    static QUEUES: RefCell<Vec<Queue>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A thread's queue of a device, for one of its users.
+struct Queue {
+    device: u64,
+    user: User,
+    queue: SharedQueue<Box<dyn BlockDevice>>,
+}
+
+/// What a thread uses its queue of a device for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum User {
+    /// Calls that block until all they submitted has ended.
+    Blocking,
+    /// What may be in flight while the other blocks.
+    Beside,
 }
 
 /// A device as any thread may use it: with the thread's queue, which is opened when it is first
@@ -22,6 +38,7 @@ thread_local! {
 /// those whose calls block.
 pub(crate) struct Queues {
     device: Arc<Device>,
+    user: User,
     /// What could not be submitted, since there is no queue.
     refused: Vec<Ended>,
 }
@@ -40,7 +57,7 @@ impl fmt::Debug for Queues {
 
 impl Clone for Queues {
     fn clone(&self) -> Self {
-        Self { device: Arc::clone(&self.device), refused: Vec::new() }
+        Self { device: Arc::clone(&self.device), user: self.user, refused: Vec::new() }
     }
 }
 
@@ -54,24 +71,46 @@ impl Queues {
         // Relaxed: it only has to be another one each time.
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let limits = first.limits();
-        QUEUES.with_borrow_mut(|queues| queues.push((number, Box::new(first))));
+        let queue = SharedQueue::new(Box::new(first) as Box<dyn BlockDevice>);
+        let user = User::Blocking;
+        QUEUES.with_borrow_mut(|queues| queues.push(Queue { device: number, user, queue }));
         let open = Box::new(move || open().map(|queue| Box::new(queue) as Box<dyn BlockDevice>));
-        Ok(Self { device: Arc::new(Device { number, limits, open }), refused: Vec::new() })
+        let device = Arc::new(Device { number, limits, open });
+        Ok(Self { device, user, refused: Vec::new() })
+    }
+
+    /// Returns the same device for what may be in flight while calls to this one block.
+    pub(crate) fn beside(&self) -> Self {
+        Self { user: User::Beside, ..self.clone() }
+    }
+
+    /// Lets what this thread has in flight go on, without waiting.
+    pub(crate) fn go_on(&self) {
+        // Without a queue nothing is in flight.
+        let _none = self.with(|queue| queue.go_on());
     }
 
     /// Does something with the queue of this thread, which is opened if there is none yet.
-    fn with<R>(&self, run: impl FnOnce(&mut dyn BlockDevice) -> R) -> io::Result<R> {
-        let Device { number, open, .. } = &*self.device;
+    fn with<R>(
+        &self,
+        run: impl FnOnce(&mut SharedQueue<Box<dyn BlockDevice>>) -> R,
+    ) -> io::Result<R> {
+        let &Device { number, ref open, .. } = &*self.device;
         QUEUES.with_borrow_mut(|queues| {
-            let found = queues.iter().position(|(of, _)| of == number);
-            let index = match found {
+            let is_wanted = |queue: &Queue| queue.device == number && queue.user == self.user;
+            let index = match queues.iter().position(is_wanted) {
                 Some(index) => index,
                 None => {
-                    queues.push((*number, open()?));
+                    let other = queues.iter().find(|queue| queue.device == number);
+                    let queue = match other {
+                        Some(other) => other.queue.clone(),
+                        None => SharedQueue::new(open()?),
+                    };
+                    queues.push(Queue { device: number, user: self.user, queue });
                     queues.len() - 1
                 }
             };
-            Ok(run(&mut *queues[index].1))
+            Ok(run(&mut queues[index].queue))
         })
     }
 }
@@ -81,7 +120,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         // At the end of a thread its queues may be gone already.
         let _closed = QUEUES.try_with(|queues| {
-            queues.borrow_mut().retain(|(number, _)| *number != self.number);
+            queues.borrow_mut().retain(|queue| queue.device != self.number);
         });
     }
 }

@@ -14,8 +14,18 @@ use crate::signals;
 use crate::xfs::Opened;
 
 pub(crate) fn run(arguments: &cli::Mount) -> anyhow::Result<Outcome> {
+    let access = if arguments.rw { Access::ReadWrite } else { Access::ReadOnly };
+    let opened = Arc::new(Opened::open(&arguments.image, access)?);
+    let mounted = mount(arguments, &opened);
+    // What could not be mounted leaves a closed volume behind as well.
+    let closed = opened.close();
+    mounted.and(closed)?;
+    Ok(Outcome::Fine)
+}
+
+/// Mounts it, and answers the kernel until it is unmounted.
+fn mount(arguments: &cli::Mount, opened: &Arc<Opened>) -> anyhow::Result<()> {
     let cli::Mount { image, directory, .. } = arguments;
-    let opened = Opened::open(image, Access::ReadOnly)?;
     let absolute = |path: &Path| {
         path.canonicalize().with_context(|| format!("cannot find {}", path.display()))
     };
@@ -23,6 +33,8 @@ pub(crate) fn run(arguments: &cli::Mount) -> anyhow::Result<Outcome> {
     let options = Options {
         source: absolute(image)?.into_os_string(),
         no_recovery: arguments.no_recovery,
+        write: arguments.rw,
+        direct_io: arguments.direct_io,
         allow_other: arguments.allow_other,
         threads: arguments.threads.into(),
     };
@@ -36,19 +48,20 @@ pub(crate) fn run(arguments: &cli::Mount) -> anyhow::Result<Outcome> {
             unmount(&mounted);
         }
     })?;
+    let opened = Arc::clone(opened);
     let open = move || opened.queue().map_err(io::Error::other);
     let mount = Mount::new(open, &directory, &options)
         .with_context(|| format!("cannot mount {}", image.display()))?;
-    announce(image, &directory, mount.is_clean());
+    announce(arguments, &directory, mount.is_clean());
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     state.is_mounted = true;
     if state.is_asked {
         unmount(&directory);
     }
     drop(state);
-    mount.run().context("the mount cannot go on")?;
+    mount.run().with_context(|| format!("the mount of {}", image.display()))?;
     tracing::info!("{} is unmounted", directory.display());
-    Ok(Outcome::Fine)
+    Ok(())
 }
 
 /// What main and the thread of signals tell each other.
@@ -58,16 +71,15 @@ struct State {
     is_asked: bool,
 }
 
-fn announce(image: &Path, directory: &Path, is_clean: bool) {
-    let (image, directory) = (image.display(), directory.display());
+fn announce(arguments: &cli::Mount, directory: &Path, is_clean: bool) {
+    let (image, directory) = (arguments.image.display(), directory.display());
+    let access = if arguments.rw { "for writing to its files" } else { "read-only" };
     if !is_clean {
         tracing::warn!(
             "{image} was not unmounted: what was changed last may be missing or damaged"
         );
     }
-    tracing::info!(
-        "mounted {image} on {directory}, read-only; unmount it with: umount {directory}"
-    );
+    tracing::info!("mounted {image} on {directory}, {access}; unmount it with: umount {directory}");
 }
 
 fn unmount(directory: &Path) {

@@ -7,8 +7,10 @@ use clap::Args;
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The mount is read-only: there is no --rw yet, and programs that would change something get \
-\"Read-only file system\". Files on a realtime device, and a log on another device, are not \
+With --rw the data, the sizes and the times of files that are there can be changed: write, truncate, \
+fallocate (reserve, punch and zero), utimens. Names, owners, permissions and attributes cannot yet, and \
+programs that would change them get \"Read-only file system\". Without a journal what was changed since \
+the last fsync is lost in a crash, and the image needs xfs_repair. Files on a realtime device, and a log on another device, are not \
 supported. Birth times, FIEMAP, and the flags and projects of files are not shown. Access times \
 do not change. For all but root it needs fusermount3, of the package fuse3.")]
 pub(crate) struct Mount {
@@ -16,6 +18,12 @@ pub(crate) struct Mount {
     pub(crate) image: PathBuf,
     /// The directory to mount it on.
     pub(crate) directory: PathBuf,
+    /// Let files that are there be written. Nobody else can use the image meanwhile.
+    #[arg(long, conflicts_with = "no_recovery")]
+    pub(crate) rw: bool,
+    /// Read and write all files around the page cache, as if they were opened with `O_DIRECT`.
+    #[arg(long)]
+    pub(crate) direct_io: bool,
     /// Mount it as it is when its log is dirty or on another device: what was changed last may be
     /// missing.
     #[arg(long)]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, Limits, Op, SharedQueue};
+use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, Limits, Op};
 use holdfast_device::Access;
 use holdfast_iov::{BUFFER_MIN, Buffer, Memory, Pool, Region};
 use holdfast_ring::SharedRing;
@@ -86,12 +86,12 @@ impl Opened {
     }
 
     /// Opens the queue of this thread, whose calls block.
-    pub(crate) fn queue(&self) -> anyhow::Result<SharedQueue<Image>> {
+    pub(crate) fn queue(&self) -> anyhow::Result<Image> {
         let mut image = self.queue_on(&backing::ring()?, || {})?;
         if let Image::Volume(volume) = &mut image {
             volume.is_blocking = true;
         }
-        Ok(SharedQueue::new(image))
+        Ok(image)
     }
 
     /// Opens a queue on a ring. `wake` is called by other threads that leave it something to do.

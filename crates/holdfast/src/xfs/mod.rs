@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &Xfs) -> anyhow::Result<Outcome> {
     }
     let options = MountOptions { no_recovery: arguments.no_recovery, ..MountOptions::default() };
     let path = &arguments.image;
-    let image = Opened::open(path, Access::ReadOnly)?.queue()?;
+    let image = SharedQueue::new(Opened::open(path, Access::ReadOnly)?.queue()?);
     let mut xfs = Mounted::mount(image, &options)
         .with_context(|| format!("cannot read {}", path.display()))?;
     if !xfs.is_clean() {

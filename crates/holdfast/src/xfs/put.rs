@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &Xfs, put: &XfsPut) -> anyhow::Result<Outcome> {
         File::open(&put.source).with_context(|| format!("cannot open {}", put.source.display()))?;
     let opened = Opened::open(path, Access::ReadWrite)?;
     let options = MountOptions { write: true, ..MountOptions::default() };
-    let data = opened.queue()?;
+    let data = SharedQueue::new(opened.queue()?);
     let mut xfs = Mounted::mount(data.clone(), &options)
         .with_context(|| format!("cannot write to {}", path.display()))?;
     let inode = find(&mut xfs, &put.path, true)?;
