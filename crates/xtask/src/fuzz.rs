@@ -1,6 +1,6 @@
 //! The fuzz targets of `fuzz/`, each for a while.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::{fmt, fs};
 
@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::packages;
 use crate::run::{command, find, output, show};
+use crate::tools;
 use crate::workspace::Workspace;
 
 /// How long, and what.
@@ -37,7 +38,11 @@ impl fmt::Display for Options {
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     packages::ensure(&[packages::CXX])?;
-    let program = installed(workspace)?;
+    let program = match find("cargo-fuzz") {
+        // cargo finds it by itself.
+        Some(_) => None,
+        None => Some(tools::installed(workspace, "cargo-fuzz")?),
+    };
     let fuzz = |arguments: &[&str]| {
         let mut fuzz = fuzz_command(program.as_deref(), arguments);
         fuzz.current_dir(&workspace.root);
@@ -71,22 +76,6 @@ fn targets<'a>(known: &[&'a str], wanted: &'a [String]) -> Result<Vec<&'a str>> 
         bail!("no fuzz target {unknown}; there are {}", known.join(", "));
     }
     Ok(if wanted.is_empty() { known.to_vec() } else { wanted.iter().map(String::as_str).collect() })
-}
-
-/// Makes sure of cargo-fuzz; returns its path unless cargo finds it by itself.
-fn installed(workspace: &Workspace) -> Result<Option<PathBuf>> {
-    if find("cargo-fuzz").is_some() {
-        return Ok(None);
-    }
-    let tools = workspace.target.join("tools");
-    let program = tools.join("bin/cargo-fuzz");
-    if !program.is_file() {
-        println!("cargo-fuzz is missing: installing it into {} (a minute)", tools.display());
-        let mut install =
-            command("cargo", &["install", "cargo-fuzz", "--locked", "--quiet", "--root"]);
-        show(install.arg(&tools).current_dir(&workspace.root))?;
-    }
-    Ok(Some(program))
 }
 
 fn fuzz_command(program: Option<&Path>, arguments: &[&str]) -> Command {

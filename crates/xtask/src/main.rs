@@ -16,6 +16,7 @@ mod powercut;
 mod run;
 mod steps;
 mod tidy;
+mod tools;
 mod torture;
 mod workspace;
 

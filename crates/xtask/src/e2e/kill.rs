@@ -26,7 +26,7 @@ const JOB_MIB: u32 = 128;
 pub(super) fn run(scene: &Scene) -> Result<Outcome> {
     let volume = scene.path("volume.hf");
     let mut server = Server::create(scene, &volume, &format!("{}M", JOBS * JOB_MIB), &[])?;
-    for round in 0..scene.kills {
+    for round in 0..scene.given.kills {
         // The load is killed with the server: how it ends is its own affair.
         // fio says what was acknowledged before it does this. It does so once more at its end, and
         // then counts what has failed.

@@ -5,6 +5,7 @@
 
 mod bytes;
 mod fio;
+mod fsx;
 mod full_disk;
 mod import_export;
 mod kill;
@@ -26,9 +27,10 @@ use std::{env, fmt, fs, process};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use self::scene::Scene;
+use self::scene::{Given, Scene};
 use crate::packages;
 use crate::run::{command, show};
+use crate::tools;
 use crate::workspace::Workspace;
 
 /// Which scenarios, and of which program.
@@ -52,6 +54,9 @@ pub(crate) struct Options {
     /// How many random steps the scenario xfs-write makes in each file system
     #[arg(long, value_name = "N", default_value_t = xfs::write::STEPS)]
     steps: u64,
+    /// How many operations fsx does on each mount of the scenario fsx
+    #[arg(long, value_name = "N", default_value_t = fsx::OPERATIONS)]
+    operations: u32,
 }
 
 impl Default for Options {
@@ -63,6 +68,7 @@ impl Default for Options {
             kills: kill::KILLS,
             files: xfs::FILES,
             steps: xfs::write::STEPS,
+            operations: fsx::OPERATIONS,
         }
     }
 }
@@ -78,6 +84,9 @@ impl fmt::Display for Options {
         }
         if self.steps != xfs::write::STEPS {
             write!(f, " --steps {}", self.steps)?;
+        }
+        if self.operations != fsx::OPERATIONS {
+            write!(f, " --operations {}", self.operations)?;
         }
         self.program.iter().try_for_each(|path| write!(f, " --program {}", path.display()))?;
         self.names.iter().try_for_each(|name| write!(f, " {name}"))
@@ -152,6 +161,12 @@ const SCENARIOS: &[Scenario] = &[
         mount::run,
     ),
     scenario(
+        fsx::NAME,
+        "fsx on a mount for writing, around the page cache and through it; xfs_repair and Linux judge",
+        120,
+        fsx::run,
+    ),
+    scenario(
         "scrub",
         "a server finds a rotten sector in the background, and its result and position last",
         60,
@@ -196,12 +211,20 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         }
         None => build(workspace)?,
     };
+    let wants_fsx = scenarios.iter().any(|scenario| scenario.name == fsx::NAME);
+    let given = Given {
+        kills: options.kills,
+        files: options.files,
+        steps: options.steps,
+        operations: options.operations,
+        fsx: if wants_fsx { tools::installed(workspace, "fsx").ok() } else { None },
+    };
     // Not in the target directory: the path of a Unix socket has 107 bytes at most.
     let root = env::temp_dir().join(format!("holdfast-e2e-{}", process::id()));
     let mut failed = Vec::new();
     println!();
     for scenario in scenarios {
-        if !play(scenario, &root.join(scenario.name), &program, options)? {
+        if !play(scenario, &root.join(scenario.name), &program, &given)? {
             failed.push(scenario.name);
         }
     }
@@ -230,15 +253,15 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 /// Runs one scenario, says how it ended, and returns whether that is fine.
-fn play(scenario: &Scenario, directory: &Path, program: &Path, options: &Options) -> Result<bool> {
+fn play(scenario: &Scenario, directory: &Path, program: &Path, given: &Given) -> Result<bool> {
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let started = Instant::now();
-    let &Options { kills, files, steps, .. } = options;
-    let steps_take = steps.saturating_mul(xfs::write::MILLISECONDS_PER_STEP);
-    let more = Duration::from_millis(u64::try_from(files)?.saturating_add(steps_take));
-    let limit = scenario.limit + kill::LIMIT * kills + more;
-    let scene = Scene::new(directory, program, started + limit, (kills, files, steps))?;
+    let steps_take = given.steps.saturating_mul(xfs::write::MILLISECONDS_PER_STEP);
+    let more = Duration::from_millis(u64::try_from(given.files)?.saturating_add(steps_take))
+        + fsx::LIMIT * given.operations;
+    let limit = scenario.limit + kill::LIMIT * given.kills + more;
+    let scene = Scene::new(directory, program, started + limit, given.clone())?;
     let result = (scenario.run)(&scene);
     let name = scenario.name;
     let seconds = started.elapsed().as_secs_f64();

@@ -92,7 +92,7 @@ pub(super) fn run(scene: &Scene) -> Result<Outcome> {
     if !packages::is_root()? {
         return Ok(Outcome::Skipped("only root may mount the kernel's XFS"));
     }
-    let _unmounted = ["kernel", "ours"].map(|name| Unmounted(scene.path(name)));
+    let _unmounted = Unmounted::all(scene);
     scene.ok(&mut shell(FILL, &[]))?;
 
     // What is mounted below must stay.
@@ -222,22 +222,26 @@ fn corrupt(scene: &Scene) -> Result<()> {
     ours.ended()
 }
 
-fn shell(script: &str, arguments: &[&str]) -> Command {
+pub(super) fn shell(script: &str, arguments: &[&str]) -> Command {
     let mut shell = command("sh", &["-euc", script]);
     shell.args(arguments);
     shell
 }
 
 /// `holdfast mount`, from the mount to its exit status.
-struct Mount<'a> {
+pub(super) struct Mount<'a> {
     scene: &'a Scene,
     program: Background,
 }
 
 impl<'a> Mount<'a> {
     fn start(scene: &'a Scene, image: &str) -> Result<Self> {
-        let mut program =
-            scene.start(&mut scene.holdfast(&["mount", image, "ours"]), "server.log")?;
+        Self::start_with(scene, image, &[])
+    }
+
+    pub(super) fn start_with(scene: &'a Scene, image: &str, options: &[&str]) -> Result<Self> {
+        let mut mount = scene.holdfast(&["mount", image, "ours"]);
+        let mut program = scene.start(mount.args(options), "server.log")?;
         scene.poll("the mount", Instant::now() + START, || {
             ensure!(program.is_running()?, "the program ended at once; see server.log");
             Ok(is_mounted(&scene.path("ours"), false)?.then_some(()))
@@ -246,7 +250,7 @@ impl<'a> Mount<'a> {
     }
 
     /// Sends SIGTERM, and waits until nothing is mounted.
-    fn terminate(&self, scene: &Scene) -> Result<()> {
+    pub(super) fn terminate(&self, scene: &Scene) -> Result<()> {
         scene.ok(&mut shell(&format!("kill -TERM {}", self.program.pid()), &[]))?;
         scene.poll("the mount to go", Instant::now() + STOP, || {
             Ok((!is_mounted(&scene.path("ours"), false)?).then_some(()))
@@ -254,7 +258,7 @@ impl<'a> Mount<'a> {
     }
 
     /// Waits for the end of the program, which must be a success.
-    fn ended(mut self) -> Result<()> {
+    pub(super) fn ended(mut self) -> Result<()> {
         let status = self.scene.wait(&mut self.program, Instant::now() + STOP)?;
         ensure!(status.success(), "the program ended with {status} when it was unmounted");
         Ok(())
@@ -271,7 +275,14 @@ fn is_mounted(path: &str, any: bool) -> Result<bool> {
 }
 
 /// Where nothing is mounted when this is dropped, whatever the mount is worth.
-struct Unmounted(String);
+pub(super) struct Unmounted(String);
+
+impl Unmounted {
+    /// Of Linux and of ours.
+    pub(super) fn all(scene: &Scene) -> [Self; 2] {
+        ["kernel", "ours"].map(|name| Self(scene.path(name)))
+    }
+}
 
 impl Drop for Unmounted {
     fn drop(&mut self) {

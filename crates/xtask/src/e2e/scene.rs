@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,14 +21,24 @@ pub(super) struct Scene {
     directory: String,
     program: String,
     deadline: Instant,
+    pub(super) given: Given,
+    /// How many programs were started, to name the files of what they print.
+    started: Cell<u32>,
+}
+
+/// What is the same for all scenarios of a run.
+#[derive(Clone, Debug)]
+pub(super) struct Given {
     /// How often a server is to be killed.
     pub(super) kills: u32,
     /// How many files the largest directory is to have.
     pub(super) files: usize,
     /// How many random steps are to be made.
     pub(super) steps: u64,
-    /// How many programs were started, to name the files of what they print.
-    started: Cell<u32>,
+    /// How many operations fsx is to do on each mount.
+    pub(super) operations: u32,
+    /// Where fsx is, if it could be had.
+    pub(super) fsx: Option<PathBuf>,
 }
 
 /// What a program left behind.
@@ -49,16 +59,14 @@ impl Scene {
         directory: &Path,
         program: &Path,
         deadline: Instant,
-        (kills, files, steps): (u32, usize, u64),
+        given: Given,
     ) -> Result<Self> {
         let text = |path: &Path| path.to_str().map(str::to_owned).context("a path is not UTF-8");
         Ok(Self {
             directory: text(directory)?,
             program: text(program)?,
             deadline,
-            kills,
-            files,
-            steps,
+            given,
             started: Cell::new(0),
         })
     }
@@ -229,7 +237,8 @@ mod tests {
     fn scene(name: &str, limit: Duration) -> Scene {
         let directory = env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        Scene::new(&directory, Path::new("/bin/echo"), Instant::now() + limit, (1, 1, 1)).unwrap()
+        let given = Given { kills: 1, files: 1, steps: 1, operations: 1, fsx: None };
+        Scene::new(&directory, Path::new("/bin/echo"), Instant::now() + limit, given).unwrap()
     }
 
     /// What is made of a report, which a script prints in the place of the program.

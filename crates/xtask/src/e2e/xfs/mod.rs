@@ -108,9 +108,9 @@ pub(super) fn run(scene: &Scene) -> Result<Outcome> {
 
 fn try_config(scene: &Scene, config: &Config, image: &str) -> Result<()> {
     make(scene, config, image)?;
-    let many = if config.special == Special::ManyFiles { scene.files } else { FEW_FILES };
+    let many = if config.special == Special::ManyFiles { scene.given.files } else { FEW_FILES };
     let shape = fill::Shape {
-        files: many.min(scene.files),
+        files: many.min(scene.given.files),
         large_times: config.special != Special::SmallTimes,
         shares: config.special != Special::Unshared,
     };

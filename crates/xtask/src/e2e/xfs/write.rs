@@ -138,7 +138,7 @@ impl Place<'_> {
 
     /// Makes random steps, and returns how often there was no space.
     fn write(&self, seed: u64, end: &str, names: &[&str]) -> Result<u64> {
-        let steps = (self.scene.steps / 2).max(2).to_string();
+        let steps = (self.scene.given.steps / 2).max(2).to_string();
         let mut program =
             command(self.program, &[&self.image, &self.models, &seed.to_string(), &steps, end]);
         let said = self.scene.ok(program.args(names))?;
