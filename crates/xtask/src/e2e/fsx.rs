@@ -1,5 +1,5 @@
 //! Files of a mount are written at random by fsx, which knows what must be in them; then `xfs_repair` and
-//! the kernel's XFS look at the image.
+//! the kernel's XFS look at the image. The last is in a volume.
 
 use std::fs;
 use std::time::Duration;
@@ -96,17 +96,26 @@ pub(super) fn run(scene: &Scene) -> Result<Outcome> {
     let _unmounted = Unmounted::all(scene);
     fs::write(scene.path("fsx.toml"), OPERATIONS_WANTED)?;
     let small: &[&str] = &["-b", "size=1024", "-m", "rmapbt=1"];
-    for (seed, options, how) in [
-        ("1", &[][..], &["--rw", "--direct-io"][..]),
-        ("2", small, &["--rw", "--direct-io"]),
-        ("3", small, &["--rw"]),
+    for (seed, options, how, volume) in [
+        ("1", &[][..], &["--rw", "--direct-io"][..], None),
+        ("2", small, &["--rw", "--direct-io"], None),
+        ("3", small, &["--rw"], None),
+        ("4", small, &["--rw", "--direct-io"], Some("volume.hf")),
     ] {
         scene.ok(shell(MAKE, &["sh"]).args(options))?;
-        let ours = Mount::start_with(scene, "image", how)?;
+        if let Some(volume) = volume {
+            scene.ok(&mut scene.holdfast(&["import", "image", volume]))?;
+        }
+        let ours = Mount::start_with(scene, volume.unwrap_or("image"), how)?;
         fsx(scene, seed)?;
         scene.ok(&mut shell(CHANGE, &[]))?;
         scene.ok(&mut command("umount", &["ours"]))?;
         ours.ended()?;
+        if let Some(volume) = volume {
+            scene.ok(&mut scene.holdfast(&["verify", volume]))?;
+            fs::remove_file(scene.path("image"))?;
+            scene.ok(&mut scene.holdfast(&["export", volume, "image"]))?;
+        }
         scene.ok(&mut shell(JUDGE, &[]))?;
     }
     Ok(Outcome::Passed)
