@@ -13,7 +13,9 @@ pub(crate) fn installed(workspace: &Workspace, name: &str) -> Result<PathBuf> {
     let program = tools.join("bin").join(name);
     if !program.is_file() {
         println!("{name} is missing: installing it into {} (a minute)", tools.display());
-        let mut install = command("cargo", &["install", name, "--locked", "--quiet", "--root"]);
+        // The build takes most of the time of what is only tried.
+        let arguments = ["install", name, "--locked", "--debug", "--quiet", "--root"];
+        let mut install = command("cargo", &arguments);
         show(install.arg(&tools).current_dir(&workspace.root))?;
     }
     Ok(program)
