@@ -189,7 +189,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(read(&mut queues.clone()), Ok(512));
+        assert_eq!([read(&mut queues.clone()), read(&mut queues.beside())], [Ok(512); 2]);
         assert_eq!(opened.load(Ordering::Relaxed), 4);
     }
 
