@@ -50,7 +50,7 @@ pub(crate) enum Command {
     Export(Export),
     /// Read files of an XFS file system, without mounting it and without being root.
     Xfs(Xfs),
-    /// Mount an XFS file system for reading, until it is unmounted, or until SIGINT or SIGTERM.
+    /// Mount an XFS file system, until it is unmounted, or until SIGINT or SIGTERM.
     Mount(Mount),
     /// Show that a guest that changes its memory during I/O does no harm: on a scratch volume, with
     /// each read policy.
