@@ -1,21 +1,24 @@
-//! What durability costs: fio over NBD, with each setting and with a raw file, side by side in one run.
+//! What durability costs: fio over NBD, with each setting and with a raw file, side by side in one run. And, with
+//! `bench xfs`, a file of XFS as the library has it and as Linux has it.
 //!
 //! A machine is never quite alone, so each round measures all servers one after the other, and what is shown are
 //! the medians of the rounds.
 
-use std::ffi::OsStr;
+mod fio;
+mod xfs;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
-use serde_json::Value;
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Subcommand};
 
+use self::fio::{Figures, Load, median};
 use crate::packages;
-use crate::run::{command, line, output, show};
+use crate::run::{command, line, show};
 use crate::workspace::Workspace;
 
 const SERVERS: [&str; 4] = ["full", "bitmap", "none", "raw"];
@@ -24,7 +27,10 @@ const START: Duration = Duration::from_secs(20);
 
 /// How often and how long.
 #[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    subject: Option<Subject>,
     /// How often each server gets each load
     #[arg(long, value_name = "N", default_value_t = 5)]
     rounds: usize,
@@ -39,14 +45,21 @@ pub(crate) struct Options {
     program: Option<PathBuf>,
 }
 
-/// What fio does.
-struct Load {
-    name: &'static str,
-    pattern: &'static str,
-    size: &'static str,
-    depth: u32,
-    /// After so many writes; never when 0.
-    fsync: u32,
+/// What else is measured.
+#[derive(Clone, Debug, Subcommand)]
+enum Subject {
+    /// A large file of XFS, with the library and with Linux on a loop device, in one run (25 minutes; as root)
+    Xfs(xfs::Options),
+}
+
+impl Options {
+    /// What repeats it.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self.subject {
+            None => "bench",
+            Some(Subject::Xfs(_)) => "bench xfs",
+        }
+    }
 }
 
 const LOADS: &[Load] = &[
@@ -84,13 +97,6 @@ const LOADS: &[Load] = &[
     },
 ];
 
-/// Writes a second, and the latency that half of them did not exceed, in microseconds.
-#[derive(Clone, Copy, Debug, Default)]
-struct Figures {
-    per_second: f64,
-    latency: f64,
-}
-
 /// A server, which is killed when it is dropped.
 struct Server {
     child: Child,
@@ -99,8 +105,8 @@ struct Server {
 
 impl Server {
     /// Says to fio where it is.
-    fn target(&self) -> [String; 2] {
-        ["--ioengine=nbd".to_owned(), format!("--uri={}", self.uri)]
+    fn target(&self) -> [String; 3] {
+        ["--ioengine=nbd".to_owned(), format!("--uri={}", self.uri), format!("--size={SIZE}")]
     }
 }
 
@@ -113,6 +119,9 @@ impl Drop for Server {
 
 /// Measures and prints the table.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    if let Some(Subject::Xfs(options)) = &options.subject {
+        return xfs::run(workspace, options);
+    }
     packages::ensure(packages::ALL)?;
     let program = match &options.program {
         Some(path) => path.canonicalize().with_context(|| format!("no {}", path.display()))?,
@@ -146,8 +155,9 @@ fn durable(directory: &Path, options: &Options) -> Result<[f64; 2]> {
     let mut rounds = vec![[0.0; 2]; options.rounds];
     for round in &mut rounds {
         for (latency, sync) in round.iter_mut().zip(["none", "dsync"]) {
-            let target = ["--ioengine=psync", "--direct=1", &file, &format!("--sync={sync}")];
-            *latency = fio(&target, &load, Some(options.seconds))?.latency;
+            let (sync, size) = (format!("--sync={sync}"), format!("--size={SIZE}"));
+            let target = ["--ioengine=psync", "--direct=1", &file, &sync, &size];
+            *latency = fio::run(&target, &load, Some(options.seconds))?.latency;
         }
     }
     Ok([0, 1].map(|which| median(rounds.iter().map(|round| round[which]).collect())))
@@ -161,14 +171,14 @@ fn measure(program: &Path, directory: &Path, options: &Options) -> Result<Vec<[F
     let fill = Load { name: "", pattern: "write", size: "1M", depth: 4, fsync: 0 };
     for server in &servers {
         // What was never written costs the file system more than what is written again.
-        fio(&server.target(), &fill, None)?;
+        fio::run(&server.target(), &fill, None)?;
     }
     let mut medians = Vec::new();
     for load in LOADS {
         let mut rounds = vec![[Figures::default(); 4]; options.rounds];
         for round in &mut rounds {
             for (figures, server) in round.iter_mut().zip(&servers) {
-                *figures = fio(&server.target(), load, Some(options.seconds))?;
+                *figures = fio::run(&server.target(), load, Some(options.seconds))?;
             }
         }
         println!("measured: {}", load.name);
@@ -176,15 +186,11 @@ fn measure(program: &Path, directory: &Path, options: &Options) -> Result<Vec<[F
             let of = |figure: fn(&Figures) -> f64| {
                 median(rounds.iter().map(|round| figure(&round[server])).collect())
             };
-            Figures { per_second: of(|it| it.per_second), latency: of(|it| it.latency) }
+            let (per_second, latency) = (of(|it| it.per_second), of(|it| it.latency));
+            Figures { per_second, latency, ..Figures::default() }
         }));
     }
     Ok(medians)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 /// Serves a new volume with a durability, or a raw file with QEMU's server.
@@ -219,28 +225,6 @@ fn start(program: &Path, directory: &Path, name: &str) -> Result<Server> {
         sleep(Duration::from_millis(20));
     }
     Ok(server)
-}
-
-/// Runs a load for so many seconds, or once over the whole disk.
-fn fio<S: AsRef<OsStr>>(target: &[S], load: &Load, seconds: Option<u32>) -> Result<Figures> {
-    let mut fio = command("fio", &["--name=load", "--thread", "--randrepeat=0"]);
-    fio.args(target).arg(format!("--size={SIZE}"));
-    fio.args([format!("--rw={}", load.pattern), format!("--bs={}", load.size)]);
-    fio.args([format!("--iodepth={}", load.depth), "--output-format=json".to_owned()]);
-    if load.fsync > 0 {
-        fio.arg(format!("--fsync={}", load.fsync));
-    }
-    if let Some(seconds) = seconds {
-        fio.args(["--time_based", "--norandommap", &format!("--runtime={seconds}")]);
-    }
-    let text = output(&mut fio)?;
-    // The engine says on the same output that it is connected.
-    let Some(start) = text.find('{') else { bail!("fio printed no JSON: {text}") };
-    let json: Value = serde_json::from_str(&text[start..]).context("fio printed no JSON")?;
-    let write = &json["jobs"][0]["write"];
-    let number = |value: &Value| value.as_f64().context("fio printed other JSON than expected");
-    let nanoseconds = number(&write["clat_ns"]["percentile"]["50.000000"])?;
-    Ok(Figures { per_second: number(&write["iops"])?, latency: nanoseconds / 1e3 })
 }
 
 fn print(measured: &[[Figures; 4]]) {

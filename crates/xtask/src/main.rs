@@ -76,7 +76,7 @@ enum Chore {
     Guest(guest::Options),
     /// The worst guest against every format, while sectors rot, and while the server is killed (25 minutes)
     Torture(torture::Options),
-    /// What durability costs: fio with each setting, and with a raw file, in one run (8 minutes)
+    /// What durability costs: fio with each setting, and with a raw file, in one run (8 minutes); what XFS costs: `bench xfs`
     Bench(bench::Options),
     /// Random workloads on simulated disks, with the power cut at every event of each (90 seconds for 500 seeds)
     Powercut(powercut::Options),
@@ -121,7 +121,9 @@ fn chore(chore: Chore) -> Result<ExitCode> {
             vec![Step::new("torture", repeat, move |workspace| torture::run(workspace, &options))]
         }
         Chore::Bench(options) => {
-            vec![Step::new("bench", "bench", move |workspace| bench::run(workspace, &options))]
+            vec![Step::new("bench", options.name(), move |workspace| {
+                bench::run(workspace, &options)
+            })]
         }
         Chore::Powercut(options) => {
             let repeat = options.to_string();

@@ -1,0 +1,130 @@
+//! What the file system is on: a raw image, or a volume.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use holdfast_bio::{Bio, BlockDevice, Ended, Limits};
+use holdfast_device::{Access, Backing, FileDevice, OpenError};
+use holdfast_iov::Pool;
+use holdfast_ring::Ring;
+use holdfast_volume::{Durability, OpenOptions, Queue, Volume};
+
+/// An image that is open.
+pub(crate) struct Opened {
+    backing: Backing,
+    volume: Option<Arc<Volume>>,
+}
+
+/// A queue of it.
+#[derive(Debug)]
+pub(crate) enum Image {
+    /// Nothing protects its sectors, but its memory must not change.
+    Raw(FileDevice),
+    Volume {
+        queue: Box<Queue<FileDevice>>,
+        in_flight: usize,
+        /// It is looked at only while somebody waits for it.
+        is_blocking: bool,
+    },
+}
+
+impl Opened {
+    /// Opens what begins with a superblock of XFS, or else is a volume.
+    pub(crate) fn open(path: &Path, durability: Durability) -> Result<Self> {
+        let mut magic = [0; 4];
+        std::io::Read::read_exact(&mut std::fs::File::open(path)?, &mut magic)?;
+        let backing = open_in_time(path)?;
+        if &magic == b"XFSB" {
+            return Ok(Self { backing, volume: None });
+        }
+        let options = OpenOptions { durability, ..OpenOptions::default() };
+        let volume = Volume::open(&mut device(&backing, None)?, &options)?;
+        Ok(Self { backing, volume: Some(volume) })
+    }
+
+    /// Opens a queue on a ring of its own: for metadata, or for data from the memory of a pool.
+    pub(crate) fn queue(&self, pool: Option<&Pool>) -> Result<Image> {
+        let device = device(&self.backing, pool)?;
+        Ok(match &self.volume {
+            None => Image::Raw(device),
+            Some(volume) => {
+                let queue = Box::new(Queue::new(volume, device, || {})?);
+                Image::Volume { queue, in_flight: 0, is_blocking: pool.is_none() }
+            }
+        })
+    }
+
+    /// Closes a volume, after its queues.
+    pub(crate) fn close(&self) -> Result<()> {
+        if let Some(volume) = &self.volume {
+            volume.close(&mut device(&self.backing, None)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn device(backing: &Backing, pool: Option<&Pool>) -> Result<FileDevice> {
+    let mut ring = Ring::new(64)?;
+    if let Some(pool) = pool {
+        ring.register(pool)?;
+    }
+    Ok(FileDevice::new(backing, &ring.shared())?)
+}
+
+/// Opens an image. The kernel gives up the lock of rings that were closed only when they have ended.
+fn open_in_time(path: &Path) -> Result<Backing, OpenError> {
+    let until = Instant::now() + Duration::from_secs(3);
+    loop {
+        match Backing::open(path, Access::ReadWrite) {
+            Err(OpenError::InUse { .. }) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+impl BlockDevice for Image {
+    fn limits(&self) -> Limits {
+        match self {
+            Self::Raw(device) => Limits { stable_pages: true, ..device.limits() },
+            Self::Volume { queue, .. } => queue.limits(),
+        }
+    }
+
+    fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
+        match self {
+            Self::Raw(device) => device.submit(bio),
+            Self::Volume { queue, in_flight, .. } => {
+                queue.submit(bio)?;
+                *in_flight += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn reap(&mut self, ended: &mut Vec<Ended>) {
+        match self {
+            Self::Raw(device) => device.reap(ended),
+            Self::Volume { queue, in_flight, is_blocking } => {
+                let before = ended.len();
+                queue.reap(ended);
+                let reaped = ended.len() - before;
+                *in_flight -= reaped;
+                if *is_blocking && *in_flight == 0 && reaped > 0 {
+                    // The volume may have begun something of its own, for which the other queue waits.
+                    queue.drain();
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        match self {
+            Self::Raw(device) => device.wait(),
+            Self::Volume { queue, .. } => queue.wait(),
+        }
+    }
+}
