@@ -114,6 +114,14 @@ impl Operation {
         Self::Timeout { after: Box::new(Timespec::from(after)) }
     }
 
+    /// Returns how many bytes it moves to or from a file.
+    pub(crate) const fn data_len(&self) -> usize {
+        match self {
+            Self::Read { len, .. } | Self::Write { len, .. } => *len,
+            _ => 0,
+        }
+    }
+
     /// Takes what the kernel has made out of a result.
     pub(crate) fn adopt(&mut self, result: &io::Result<u32>) {
         if let (Self::Accept { accepted, .. }, Ok(descriptor)) = (self, result) {

@@ -41,6 +41,8 @@ pub struct Ring {
     /// The pool whose memory is registered as the fixed buffer 0, kept mapped while it is.
     registered: Option<Pool>,
     capacity: usize,
+    /// How many bytes the operations move that the kernel has not been told of.
+    unsent: usize,
 }
 
 impl std::fmt::Debug for Ring {
@@ -60,6 +62,10 @@ struct Pushed {
 const NOBODY: u64 = u64::MAX;
 
 impl Ring {
+    /// So many bytes are worth a system call of their own: whoever copies or computes what comes next
+    /// would keep the device waiting for longer.
+    const EAGER: usize = 256 << 10;
+
     /// Sets a ring up for `entries` operations in flight.
     ///
     /// # Errors
@@ -81,6 +87,7 @@ impl Ring {
             channels: Vec::new(),
             registered: None,
             capacity: usize::try_from(entries).expect("a u32 fits") * 2,
+            unsent: 0,
         })
     }
 
@@ -110,8 +117,8 @@ impl Ring {
         self.channels.len() - 1
     }
 
-    /// Pushes an operation, to be submitted by the next [`enter`](Self::enter); gives it back when
-    /// too many are in flight.
+    /// Pushes an operation, to be submitted by the next [`enter`](Self::enter) at the latest; gives it
+    /// back when too many are in flight.
     pub(crate) fn push(
         &mut self,
         channel: usize,
@@ -121,6 +128,7 @@ impl Ring {
         if self.slots.len() >= self.capacity {
             return Err(operation);
         }
+        self.unsent += operation.data_len();
         let mut slot = Slot::new(operation, self.pieces.pop().unwrap_or_default());
         let vacant = self.slots.vacant_entry();
         let entry = slot.entry(self.registered.as_ref()).user_data(to_u64(vacant.key()));
@@ -130,6 +138,11 @@ impl Ring {
             if let Err(error) = self.uring.submit() {
                 assert_passing(&error);
             }
+        }
+        if self.unsent >= Self::EAGER {
+            self.unsent = 0;
+            // Whoever enters meets the error as well.
+            let _later = self.uring.submit();
         }
         Ok(())
     }
@@ -148,6 +161,7 @@ impl Ring {
     /// What `io_uring_enter(2)` says, except for EINTR, EAGAIN and EBUSY, which are no errors: come
     /// again.
     pub fn enter(&mut self, want: usize) -> io::Result<()> {
+        self.unsent = 0;
         match self.uring.submit_and_wait(want) {
             Ok(_) => {}
             Err(error) if is_passing(&error) => {}
@@ -258,6 +272,7 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
+    use std::time::{Duration, Instant};
 
     fn finish(ring: &SharedRing, channel: &Channel) -> Completion {
         ring.borrow_mut().enter(1).unwrap();
@@ -309,6 +324,32 @@ mod tests {
         let mut found = [0; 3];
         rustix::io::pread(&*file, &mut found, 0).unwrap();
         assert_eq!(&found, b"fab");
+    }
+
+    #[test]
+    fn much_data_is_on_its_way_before_the_ring_is_entered() {
+        let ring = Ring::new(8).unwrap().shared();
+        let channel = Channel::open(&ring);
+        let pool = Pool::new(1 << 20).unwrap();
+        let mut buffer = pool.take_whole(Ring::EAGER).unwrap();
+        buffer.as_mut_slice().fill(7);
+        let file = file_with(b"");
+        let write = Operation::Write {
+            file: Rc::clone(&file),
+            offset: 0,
+            memory: Memory::Buffer(buffer),
+            skip: 0,
+            len: Ring::EAGER,
+            durable: false,
+        };
+        channel.push(1, write).unwrap();
+        let until = Instant::now() + Duration::from_secs(10);
+        let mut found = [0];
+        while rustix::io::pread(&*file, &mut found, 0).unwrap() == 0 && Instant::now() < until {
+            std::thread::yield_now();
+        }
+        assert_eq!(found, [7]);
+        assert_eq!(usize::try_from(finish(&ring, &channel).result.unwrap()), Ok(Ring::EAGER));
     }
 
     #[test]
