@@ -8,7 +8,7 @@ use std::time::Duration;
 use holdfast_bio::{BlockDevice, SharedQueue};
 use holdfast_iomap::{Error, How, Ioend, IoendKind, Kind, Mapper, Mapping, Purpose};
 use holdfast_units::BlockSize;
-use holdfast_xfs::{ExtentList, Ino, MappingState, XfsError};
+use holdfast_xfs::{ExtentList, Ino, XfsError};
 
 use crate::file::Shared;
 use crate::keeper::{Answer, Ask, Question};
@@ -64,13 +64,7 @@ impl<Q: BlockDevice> View<Q> {
         if version != self.version {
             (self.version, self.extents) = (version, self.shared.extents());
         }
-        let mapping = self.extents.map(offset, &self.shared.geometry);
-        let kind = match mapping.state {
-            MappingState::Hole => Kind::Hole,
-            MappingState::Mapped { address } => Kind::Mapped { address },
-            MappingState::Unwritten { address } => Kind::Unwritten { address },
-        };
-        Mapping::new(mapping.offset, mapping.len, kind)
+        self.extents.map(offset, &self.shared.geometry).into()
     }
 }
 

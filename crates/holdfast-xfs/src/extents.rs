@@ -2,6 +2,7 @@
 
 mod seek;
 
+use holdfast_iomap as iomap;
 use holdfast_units::to_u64;
 use holdfast_xfs_format::{Extent, FileBlock, FormatError, Geometry, RawExtent, Structure};
 
@@ -37,6 +38,17 @@ impl Mapping {
     /// Returns the byte of the file at which it ends.
     pub const fn end(&self) -> u64 {
         self.offset + self.len
+    }
+}
+
+impl From<Mapping> for iomap::Mapping {
+    fn from(mapping: Mapping) -> Self {
+        let kind = match mapping.state {
+            MappingState::Hole => iomap::Kind::Hole,
+            MappingState::Mapped { address } => iomap::Kind::Mapped { address },
+            MappingState::Unwritten { address } => iomap::Kind::Unwritten { address },
+        };
+        Self::new(mapping.offset, mapping.len, kind)
     }
 }
 

@@ -14,7 +14,6 @@ use holdfast_units::BlockSize;
 use holdfast_xfs_format::{Extent, Ino, Kind as FileKind, Timestamp};
 
 use crate::error::XfsError;
-use crate::extents::MappingState;
 use crate::inode::Inode;
 use crate::mount::Xfs;
 use crate::times::now;
@@ -127,13 +126,7 @@ impl<D: BlockDevice> Xfs<D> {
     /// Returns the part of a file that has byte `offset`, as it is.
     fn mapping(&mut self, ino: Ino, offset: u64) -> Result<Mapping, XfsError> {
         let inode = self.file(ino)?.inode.clone();
-        let mapping = self.map(&inode, offset)?;
-        let kind = match mapping.state {
-            MappingState::Hole => Kind::Hole,
-            MappingState::Mapped { address } => Kind::Mapped { address },
-            MappingState::Unwritten { address } => Kind::Unwritten { address },
-        };
-        Ok(Mapping::new(mapping.offset, mapping.len, kind))
+        Ok(self.map(&inode, offset)?.into())
     }
 
     /// Returns the blocks that a range of bytes touches.
