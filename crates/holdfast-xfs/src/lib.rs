@@ -1,4 +1,4 @@
-//! Reading XFS, version 5, on any block device: a file, a block device, a protected volume.
+//! XFS, version 5, read and written on any block device: a file, a block device, a protected volume.
 //!
 //! [`Xfs::mount`] checks what the file system is and that its log is clean. [`Xfs::walk`] and
 //! [`Xfs::lookup`] find an [`Inode`]; [`Xfs::read_dir`], [`Xfs::read_link`], [`Xfs::attribute`] and
@@ -20,9 +20,14 @@
 //! # }
 //! ```
 //!
-//! One [`Xfs`] belongs to one thread and one queue of its device, and its calls block. Nothing here
-//! writes. What it keeps in memory is bounded by [`MountOptions::cache_bytes`], besides the extents of
-//! the inodes that callers hold.
+//! With [`MountOptions::write`] a file that is [open](Xfs::open) is written by
+//! [`DirectIo`](holdfast_iomap::DirectIo), for which [`Xfs`] is the [`Mapper`](holdfast_iomap::Mapper).
+//! [`Xfs::allocate`], [`Xfs::punch`], [`Xfs::zero`] and [`Xfs::truncate`] change what space it has. Metadata
+//! are changed in memory, and stored by [`Xfs::sync`] and [`Xfs::unmount`].
+//!
+//! One [`Xfs`] belongs to one thread and one queue of its device, and its calls block. What was read stays
+//! in memory up to [`MountOptions::cache_bytes`], besides the extents of the inodes that callers hold; what
+//! was changed and is not stored yet takes up to 32 MiB more.
 
 #![forbid(unsafe_code)]
 
