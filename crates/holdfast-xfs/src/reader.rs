@@ -3,11 +3,10 @@
 use std::fmt;
 use std::ops::Range;
 
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Op};
+use holdfast_bio::{Bio, BlockDevice, Ended, Op};
 use holdfast_iov::{IovIter, Memory, lend_mut};
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_xfs_format::Geometry;
-use slab::Slab;
 
 use crate::error::XfsError;
 use crate::extents::{ExtentList, MappingState};
@@ -26,7 +25,6 @@ pub struct Reader<D> {
     /// What the bounds of a read and its memory must be multiples of.
     unit: BlockSize,
     memory: Vec<u8>,
-    in_flight: Slab<u64>,
     ended: Vec<Ended>,
 }
 
@@ -48,7 +46,7 @@ impl<D: BlockDevice> Reader<D> {
         let unit = limits.granularity.max(limits.sector).max(limits.memory_alignment);
         let unit = unit.max(BlockSize::SECTOR);
         let (memory, ended) = (Vec::new(), Vec::new());
-        Ok(Self { source, geometry: *geometry, unit, memory, in_flight: Slab::new(), ended })
+        Ok(Self { source, geometry: *geometry, unit, memory, ended })
     }
 
     /// Reads `len` bytes of a file from byte `offset` on, and returns them: fewer only at its end.
@@ -80,8 +78,8 @@ impl<D: BlockDevice> Reader<D> {
         let target = &mut self.memory[room.clone()];
         let pieces = plan(extents, &self.geometry, first, target);
         if is_in_place {
-            let (source, in_flight) = (&mut self.source, &mut self.in_flight);
-            let mut reading = Reading { source, in_flight, ended: &mut self.ended, result: Ok(()) };
+            let (source, ended) = (&mut self.source, &mut self.ended);
+            let mut reading = Reading { source, in_flight: 0, ended, result: Ok(()) };
             lend_mut(target, |memory| reading.run(&pieces, memory));
             reading.result?;
         } else {
@@ -135,8 +133,7 @@ const PART: usize = 256 << 10;
 /// One read into memory that was lent.
 struct Reading<'a, D> {
     source: &'a mut Source<D>,
-    /// How many bytes of each bio are left.
-    in_flight: &'a mut Slab<u64>,
+    in_flight: usize,
     ended: &'a mut Vec<Ended>,
     /// The first error.
     result: Result<(), XfsError>,
@@ -154,13 +151,13 @@ impl<D: BlockDevice> Reading<'_, D> {
             while address < end {
                 let len = limits.first_chunk(address, end - address, PART);
                 let part = memory.split_to(to_usize(len));
-                let user = to_u64(self.in_flight.insert(len));
-                self.submit(Bio::new(Op::Read, address, len, Memory::Iov(part)).with_user(user));
+                self.in_flight += 1;
+                self.submit(Bio::new(Op::Read, address, len, Memory::Iov(part)));
                 address += len;
             }
         }
         drop(memory);
-        while !self.in_flight.is_empty() {
+        while self.in_flight > 0 {
             self.collect();
         }
     }
@@ -183,30 +180,20 @@ impl<D: BlockDevice> Reading<'_, D> {
             // What we wait for may be in another thread's hands.
             std::thread::yield_now();
         }
-        for Ended { bio, result } in ended.drain(..) {
-            self.settle(bio, result);
+        for ended in ended.drain(..) {
+            self.settle(ended);
         }
         *self.ended = ended;
     }
 
     /// Goes on with a bio that moved too little, and is done with any other.
-    fn settle(&mut self, bio: Bio, result: Result<u64, Error>) {
-        let key = to_usize(bio.user);
-        let left = self.in_flight[key];
-        match (result, bio.memory) {
-            (Ok(moved), Memory::Iov(mut memory)) if 0 < moved && moved < left => {
-                self.in_flight[key] = left - moved;
-                memory.advance(to_usize(moved));
-                let (offset, memory) = (bio.offset + moved, Memory::Iov(memory));
-                self.submit(Bio::new(Op::Read, offset, left - moved, memory).with_user(bio.user));
-            }
-            (result, _) => {
-                self.in_flight.remove(key);
-                match result {
-                    Ok(moved) if moved >= left => {}
-                    // The device ends before the file system.
-                    Ok(_) => fail(&mut self.result, failed(bio.offset, Error::IO)),
-                    Err(error) => fail(&mut self.result, failed(bio.offset, error)),
+    fn settle(&mut self, ended: Ended) {
+        match ended.into_rest() {
+            Ok(rest) => self.submit(rest),
+            Err(Ended { bio, result }) => {
+                self.in_flight -= 1;
+                if let Err(error) = result {
+                    fail(&mut self.result, failed(bio.offset, error));
                 }
             }
         }

@@ -136,29 +136,24 @@ impl<D: BlockDevice, F: Copy + Ord, E: Clone> DirectIo<D, F, E> {
     }
 
     /// Takes a bio that has ended, and lets go of it unless it goes on.
-    pub(super) fn bio_ended(&mut self, ended: Ended) {
-        let Ended { mut bio, result } = ended;
+    pub(super) fn bio_ended(&mut self, mut ended: Ended) {
         let limits = self.limits();
-        let part = &self.parts[to_usize(bio.user)];
+        let part = &self.parts[to_usize(ended.bio.user)];
         let flight = &mut self.flights[part.flight];
-        let moved = match result {
-            Ok(_) if matches!(part.kind, Kind::Flush) => bio.len,
-            Ok(moved) => limits.granularity.align_down(moved.min(bio.len)),
-            Err(error) => {
+        ended.result = ended.result.and_then(|moved| {
+            let is_short = moved < ended.bio.len;
+            let is_torn = is_short && ended.bio.atomic;
+            if is_torn { Err(BioError::IO) } else { Ok(limits.granularity.align_down(moved)) }
+        });
+        let bio = match ended.into_rest() {
+            Ok(rest) if flight.error.is_some() => return self.release(rest),
+            Ok(rest) => return self.send(rest),
+            Err(Ended { bio, result: Ok(_) }) => bio,
+            Err(Ended { bio, result: Err(error) }) => {
                 flight.fail(error);
                 return self.release(bio);
             }
         };
-        if moved < bio.len {
-            if moved == 0 || bio.atomic {
-                flight.fail(BioError::IO);
-            }
-            if flight.error.is_some() {
-                return self.release(bio);
-            }
-            skip(&mut bio, moved);
-            return self.send(bio);
-        }
         match (&part.kind, bio.memory) {
             (Kind::Pad(pad), Memory::Buffer(buffer))
                 if bio.op == Op::Read && flight.error.is_none() =>
@@ -190,16 +185,5 @@ fn fits<F>(limits: &Limits, request: &crate::Request<F>, address: u64, len: u64)
                 && limits.whole_sectors(address, len) <= buffer.len()
         }
         Memory::Iov(_) | Memory::Shared(_) | Memory::None => false,
-    }
-}
-
-/// Moves the beginning of a bio forward, after a transfer that was short.
-fn skip(bio: &mut Bio, moved: u64) {
-    bio.offset += moved;
-    bio.len -= moved;
-    match &mut bio.memory {
-        Memory::Iov(iter) => iter.advance(to_usize(moved)),
-        Memory::Buffer(_) | Memory::Shared(_) => bio.start += to_usize(moved),
-        Memory::None => {}
     }
 }
