@@ -326,9 +326,7 @@ impl<D: BlockDevice> Xfs<D> {
         len: u64,
         keep_size: bool,
     ) -> Result<(), XfsError> {
-        let (_, end) = self.file_to_change(ino, offset, len)?;
-        let whole = self.zero_edges(ino, offset..end)?;
-        self.unmap(ino, whole)?;
+        self.punch(ino, offset, len)?;
         self.allocate(ino, offset, len, keep_size)
     }
 
