@@ -14,7 +14,7 @@ use crate::error::XfsError;
 use crate::inode::Inode;
 use crate::mount::{Xfs, of};
 use crate::times::now;
-use crate::transaction::Transaction;
+use crate::transaction::{Transaction, raw_inode};
 
 /// No file is longer than this, in bytes.
 const SIZE_MAX: u64 = i64::MAX.unsigned_abs();
@@ -43,13 +43,12 @@ impl<D: BlockDevice> Transaction<'_, D> {
         ino: Ino,
         change: impl FnOnce(&mut BmapFork, &mut Space<'_, Self>) -> Result<T, XfsError>,
     ) -> Result<T, XfsError> {
-        let inode = self.xfs.inode(ino)?;
-        let range = inode.data_range();
-        let (mut is_tree, mut count) = (false, 0);
-        self.edit_inode(ino, |raw| (is_tree, count) = (raw.format == BTREE, extents_of(raw)))?;
-        let format = if is_tree { ForkFormat::Btree } else { ForkFormat::Extents };
-        let bytes = self.inode(ino)?[range.clone()].to_vec();
-        let mut fork = BmapFork::new(ino, false, format, &bytes, count)?;
+        let range = self.xfs.inode(ino)?.data_range();
+        let bytes = self.inode(ino)?;
+        let raw = raw_inode(ino, bytes)?;
+        let format = if raw.format == BTREE { ForkFormat::Btree } else { ForkFormat::Extents };
+        let count = extents_of(raw);
+        let mut fork = BmapFork::new(ino, false, format, &bytes[range.clone()], count)?;
         let result = self.space(|space| change(&mut fork, space))?;
         self.inode(ino)?[range].copy_from_slice(fork.bytes());
         self.edit_inode(ino, |raw| {

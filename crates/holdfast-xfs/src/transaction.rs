@@ -77,6 +77,17 @@ fn corrupt_at(address: u64) -> impl Fn(FormatError) -> XfsError {
     }
 }
 
+/// Returns the core of an inode, which its bytes begin with.
+pub(crate) fn raw_inode(ino: Ino, bytes: &mut [u8]) -> Result<&mut RawInode, XfsError> {
+    let found = bytes.len();
+    let (raw, _) = RawInode::mut_from_prefix(bytes).map_err(|_| {
+        let expected = size_of::<RawInode>();
+        let fault = FormatError::Short { structure: Structure::Inode, expected, found };
+        XfsError::of_inode(ino)(fault)
+    })?;
+    Ok(raw)
+}
+
 impl<D: BlockDevice> Blocks for Transaction<'_, D> {
     type Error = XfsError;
 
@@ -152,13 +163,7 @@ impl<D: BlockDevice> Transaction<'_, D> {
         ino: Ino,
         change: impl FnOnce(&mut RawInode),
     ) -> Result<(), XfsError> {
-        let bytes = self.inode(ino)?;
-        let found = bytes.len();
-        let (raw, _) = RawInode::mut_from_prefix(bytes).map_err(|_| {
-            let expected = size_of::<RawInode>();
-            let fault = FormatError::Short { structure: Structure::Inode, expected, found };
-            XfsError::of_inode(ino)(fault)
-        })?;
+        let raw = raw_inode(ino, self.inode(ino)?)?;
         change(raw);
         raw.changes = raw.changes.get().wrapping_add(1).into();
         Ok(())
