@@ -5,13 +5,13 @@ mod acl;
 use holdfast_bio::BlockDevice;
 use holdfast_units::{to_u64, to_usize};
 use holdfast_xfs_format::{
-    AttrEntry, AttrLeaf, AttrValue, BlockKind, DaNode, FileBlock, ForkFormat, FormatError,
-    Identity, Ino, NODE_LEVEL_MAX, Namespace, RemoteBlock, RemoteHeader, ShortAttr, Structure,
-    hash_name,
+    AttrEntry, AttrLeaf, AttrValue, BlockKind, FileBlock, ForkFormat, FormatError, Identity, Ino,
+    Namespace, RemoteBlock, RemoteHeader, ShortAttr, Structure, hash_name,
 };
 
 use crate::error::XfsError;
 use crate::extents::{ExtentList, MappingState};
+use crate::hashes::find_leaf;
 use crate::inode::{Fork, Inode};
 use crate::mount::{Block, Xfs, of, run};
 use crate::source::Piece;
@@ -132,27 +132,14 @@ impl<D: BlockDevice> Xfs<D> {
         fork: &Fork,
         hash: u32,
     ) -> Result<Option<Block>, XfsError> {
-        let corrupt = XfsError::of_inode(inode.ino());
         let list = self.fork_extents(inode, fork)?;
         if list.extents().is_empty() {
             return Ok(None);
         }
-        let (mut number, mut level_max) = (0, NODE_LEVEL_MAX);
-        loop {
-            let kinds = if level_max == 0 { LEAF } else { KINDS };
-            let block = self.attribute_block(inode.ino(), &list, number, kinds)?;
-            if block.kind() != Some(BlockKind::DaNode) {
-                return Ok(Some(block));
-            }
-            let node = DaNode::parse(&block.bytes).map_err(&corrupt)?;
-            if node.level > level_max {
-                let (structure, found) = (Structure::DaNode, u64::from(node.level));
-                return Err(corrupt(FormatError::Range { structure, field: "level", found }));
-            }
-            level_max = node.level - 1;
-            let Some(below) = node.find(hash) else { return Ok(None) };
-            number = below;
-        }
+        let ino = inode.ino();
+        find_leaf(ino, 0, hash, |number, is_leaf| {
+            self.attribute_block(ino, &list, number, if is_leaf { LEAF } else { KINDS })
+        })
     }
 
     fn attribute_block(

@@ -3,12 +3,13 @@
 use holdfast_bio::BlockDevice;
 use holdfast_units::{to_u64, to_usize};
 use holdfast_xfs_format::{
-    BlockKind, DaNode, DirBlockLeaf, DirData, DirEntry, DirLeaf, FREE_OFFSET, FileBlock, FileType,
-    FormatError, Ino, LEAF_OFFSET, NODE_LEVEL_MAX, RawDirLeafEntry, ShortDir, Structure, hash_name,
+    BlockKind, DirBlockLeaf, DirData, DirEntry, DirLeaf, FREE_OFFSET, FileBlock, FileType,
+    FormatError, Ino, LEAF_OFFSET, RawDirLeafEntry, ShortDir, Structure, hash_name,
 };
 
 use crate::error::XfsError;
 use crate::extents::{ExtentList, MappingState};
+use crate::hashes::find_leaf;
 use crate::inode::Inode;
 use crate::mount::{Block, Xfs};
 use crate::source::Piece;
@@ -35,6 +36,7 @@ const BEHIND: u64 = 8;
 
 const DATA: &[BlockKind] = &[BlockKind::DirData];
 const ALONE: &[BlockKind] = &[BlockKind::DirBlock];
+const LEAF: &[BlockKind] = &[BlockKind::DirNodeLeaf];
 const HASHES: &[BlockKind] = &[BlockKind::DirNodeLeaf, BlockKind::DirLeaf, BlockKind::DaNode];
 
 /// Which form a directory has.
@@ -164,7 +166,7 @@ impl<D: BlockDevice> Xfs<D> {
     fn lookup_tree(&mut self, dir: &Inode, name: &[u8]) -> Result<Option<Ino>, XfsError> {
         let corrupt = XfsError::of_inode(dir.ino());
         let hash = hash_name(name);
-        let Some(mut block) = self.find_leaf(dir, hash)? else { return Ok(None) };
+        let Some(mut block) = self.first_leaf(dir, hash)? else { return Ok(None) };
         let list = self.fork_extents(dir, dir.data())?;
         // A chain of leaves that is longer than there are leaves goes in a circle.
         let mut left = self.leaves(&list);
@@ -177,31 +179,17 @@ impl<D: BlockDevice> Xfs<D> {
             }
             let Some(next) = leaf.next.filter(|_| leaf.may_go_on(hash)) else { return Ok(None) };
             left = left.checked_sub(1).ok_or_else(|| corrupt(circle(next)))?;
-            block = self.hash_block(dir, next, &[BlockKind::DirNodeLeaf])?;
+            block = self.hash_block(dir, next, LEAF)?;
         }
     }
 
     /// Goes down the tree of hashes to the first leaf that may have a hash.
-    fn find_leaf(&mut self, dir: &Inode, hash: u32) -> Result<Option<Block>, XfsError> {
-        let corrupt = XfsError::of_inode(dir.ino());
+    fn first_leaf(&mut self, dir: &Inode, hash: u32) -> Result<Option<Block>, XfsError> {
         let first = self.superblock.geometry.block.count(LEAF_OFFSET);
-        let mut number = u32::try_from(first).expect("2^35 bytes are at most 2^25 blocks");
-        let mut level_max = NODE_LEVEL_MAX;
-        loop {
-            let kinds = if level_max == 0 { &HASHES[..1] } else { HASHES };
-            let block = self.hash_block(dir, number, kinds)?;
-            if block.kind() != Some(BlockKind::DaNode) {
-                return Ok(Some(block));
-            }
-            let node = DaNode::parse(&block.bytes).map_err(&corrupt)?;
-            if node.level > level_max {
-                let (structure, found) = (Structure::DaNode, u64::from(node.level));
-                return Err(corrupt(FormatError::Range { structure, field: "level", found }));
-            }
-            level_max = node.level - 1;
-            let Some(below) = node.find(hash) else { return Ok(None) };
-            number = below;
-        }
+        let first = u32::try_from(first).expect("2^35 bytes are at most 2^25 blocks");
+        find_leaf(dir.ino(), first, hash, |number, is_leaf| {
+            self.hash_block(dir, number, if is_leaf { LEAF } else { HASHES })
+        })
     }
 
     /// Returns how many leaves and nodes a directory may have.

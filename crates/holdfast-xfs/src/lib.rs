@@ -37,6 +37,7 @@ mod cache;
 mod dir;
 mod error;
 mod extents;
+mod hashes;
 mod inode;
 mod log;
 mod mapper;
