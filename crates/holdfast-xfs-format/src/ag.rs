@@ -170,6 +170,25 @@ fn check(
     expect(structure, "allocation group", u64::from(ag), u64::from(found_ag.get()))
 }
 
+/// Checks what those have besides that count something of the group.
+fn check_length(
+    structure: Structure,
+    found_version: U32,
+    (blocks, found_blocks): (u32, U32),
+) -> Result<(), FormatError> {
+    expect(structure, "version", 1, u64::from(found_version.get()))?;
+    expect(structure, "length", u64::from(blocks), u64::from(found_blocks.get()))
+}
+
+/// Returns what a sector begins with.
+fn take<T>(structure: Structure, sector: &[u8]) -> Result<&T, FormatError>
+where
+    T: FromBytes + Immutable + KnownLayout + Unaligned,
+{
+    let found = T::ref_from_prefix(sector);
+    found.map(|(raw, _)| raw).map_err(|_| short(structure, size_of::<T>(), sector.len()))
+}
+
 impl<'a> Agf<'a> {
     /// Verifies the AGF of an allocation group.
     ///
@@ -183,13 +202,11 @@ impl<'a> Agf<'a> {
         ag: u32,
     ) -> Result<Self, FormatError> {
         const STRUCTURE: Structure = Structure::Agf;
-        let (raw, _) = RawAgf::ref_from_prefix(sector)
-            .map_err(|_| short(STRUCTURE, size_of::<RawAgf>(), sector.len()))?;
+        let raw: &RawAgf = take(STRUCTURE, sector)?;
         let crc = offset_of!(RawAgf, crc);
         check(STRUCTURE, sector, crc, (b"XAGF", &raw.magic), (uuid, &raw.uuid), (ag, raw.ag))?;
-        expect(STRUCTURE, "version", 1, u64::from(raw.version.get()))?;
         let blocks = geometry.ag_len(ag);
-        expect(STRUCTURE, "length", u64::from(blocks), u64::from(raw.blocks.get()))?;
+        check_length(STRUCTURE, raw.version, (blocks, raw.blocks))?;
         for (field, value) in [
             ("count of free blocks", raw.free_blocks),
             ("longest free extent", raw.longest),
@@ -215,13 +232,10 @@ impl<'a> Agi<'a> {
         ag: u32,
     ) -> Result<Self, FormatError> {
         const STRUCTURE: Structure = Structure::Agi;
-        let (raw, _) = RawAgi::ref_from_prefix(sector)
-            .map_err(|_| short(STRUCTURE, size_of::<RawAgi>(), sector.len()))?;
+        let raw: &RawAgi = take(STRUCTURE, sector)?;
         let crc = offset_of!(RawAgi, crc);
         check(STRUCTURE, sector, crc, (b"XAGI", &raw.magic), (uuid, &raw.uuid), (ag, raw.ag))?;
-        expect(STRUCTURE, "version", 1, u64::from(raw.version.get()))?;
-        let blocks = geometry.ag_len(ag);
-        expect(STRUCTURE, "length", u64::from(blocks), u64::from(raw.blocks.get()))?;
+        check_length(STRUCTURE, raw.version, (geometry.ag_len(ag), raw.blocks))?;
         let (inodes, free) = (raw.inodes.get(), raw.free_inodes.get());
         require(STRUCTURE, "count of free inodes", u64::from(free), free <= inodes)?;
         Ok(Self { raw })
