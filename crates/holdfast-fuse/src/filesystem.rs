@@ -15,12 +15,12 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 use holdfast_units::to_usize;
-use holdfast_xfs::{Ino, Inode, Kind};
+use holdfast_xfs::{Ino, Inode, Kind, XfsError};
 use rustix::fs::OFlags;
 
 use crate::attributes::{attributes, kind_of_entry, placeholder, timestamp, to_ino, to_number};
 use crate::errno::{report, report_io};
-use crate::files::Files;
+use crate::files::{Files, FoundEntry};
 use crate::statistics::fullness;
 use crate::writing::Allocation;
 
@@ -58,6 +58,33 @@ impl Requests {
     fn valid(&self, inode: &Inode) -> Duration {
         let changes = self.writers.is_some() && inode.kind() == Kind::Regular;
         if changes { Duration::ZERO } else { FOREVER }
+    }
+}
+
+/// Answers with entries of a directory from a position on, as many as there is room for. `add` returns the
+/// position behind an entry, or `None` when there was no room for it.
+fn fill<E>(
+    offset: u64,
+    read: impl Fn(u64) -> Result<Vec<E>, XfsError>,
+    mut add: impl FnMut(E) -> Option<u64>,
+) -> Result<(), XfsError> {
+    let mut position = offset;
+    loop {
+        let entries = match read(position) {
+            Ok(entries) => entries,
+            // What was found before is answered first.
+            Err(_) if position > offset => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if entries.is_empty() {
+            return Ok(());
+        }
+        for entry in entries {
+            match add(entry) {
+                Some(next) => position = next,
+                None => return Ok(()),
+            }
+        }
     }
 }
 
@@ -277,26 +304,20 @@ impl Filesystem for Requests {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let (dir, mut position) = (self.ino(ino), offset);
-        loop {
-            let entries = match self.entries(dir, position) {
-                Ok(entries) => entries,
-                // What was found before is answered first.
-                Err(_) if position > offset => break,
-                Err(error) => return reply.error(report(&error)),
-            };
-            if entries.is_empty() {
-                break;
-            }
-            for entry in entries {
+        let dir = self.ino(ino);
+        let found = fill(
+            offset,
+            |position| self.entries(dir, position),
+            |entry| {
                 let (number, kind) = (INodeNo(entry.ino.0), kind_of_entry(entry.file_type));
-                if reply.add(number, entry.next, kind, OsStr::from_bytes(&entry.name)) {
-                    return reply.ok();
-                }
-                position = entry.next;
-            }
+                let is_full = reply.add(number, entry.next, kind, OsStr::from_bytes(&entry.name));
+                (!is_full).then_some(entry.next)
+            },
+        );
+        match found {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(report(&error)),
         }
-        reply.ok();
     }
 
     fn readdirplus(
@@ -307,23 +328,16 @@ impl Filesystem for Requests {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let (dir, mut position) = (self.ino(ino), offset);
-        loop {
-            let entries = match self.entries_with_inodes(dir, position) {
-                Ok(entries) => entries,
-                // What was found before is answered first.
-                Err(_) if position > offset => break,
-                Err(error) => return reply.error(report(&error)),
-            };
-            if entries.is_empty() {
-                break;
-            }
-            for found in entries {
-                let (entry, name) = (&found.entry, OsStr::from_bytes(&found.entry.name));
-                let (valid, attributes, generation) = match &found.inode {
+        let dir = self.ino(ino);
+        let found = fill(
+            offset,
+            |position| self.entries_with_inodes(dir, position),
+            |FoundEntry { entry, inode }| {
+                let (number, name) = (INodeNo(entry.ino.0), OsStr::from_bytes(&entry.name));
+                let (valid, attributes, generation) = match inode {
                     Some(inode) => {
                         let generation = Generation(u64::from(inode.stat().generation));
-                        (self.valid(inode), attributes(inode.stat()), generation)
+                        (self.valid(&inode), attributes(inode.stat()), generation)
                     }
                     // The kernel asks again, and is told why.
                     None => {
@@ -331,14 +345,14 @@ impl Filesystem for Requests {
                         (Duration::ZERO, known, Generation(0))
                     }
                 };
-                let number = INodeNo(entry.ino.0);
-                if reply.add(number, entry.next, name, &valid, &attributes, generation) {
-                    return reply.ok();
-                }
-                position = entry.next;
-            }
+                let is_full = reply.add(number, entry.next, name, &valid, &attributes, generation);
+                (!is_full).then_some(entry.next)
+            },
+        );
+        match found {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(report(&error)),
         }
-        reply.ok();
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
