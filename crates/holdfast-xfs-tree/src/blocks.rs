@@ -3,6 +3,7 @@
 use holdfast_xfs_format::{BlockKind, FormatError, Identity, RawAgf, RawAgfl, RawAgi};
 
 use crate::error::TreeError;
+use crate::free::Run;
 
 /// What a run of bytes on the device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,4 +94,16 @@ pub trait Blocks {
 
     /// Forgets a block that is no metadata any more, and what was changed in it.
     fn forget(&mut self, block: BlockRef);
+
+    /// Is told of blocks of an allocation group that become free, or are not shared any more.
+    fn note_released(&mut self, ag: u32, run: Run) {
+        let _unused = (ag, run);
+    }
+
+    /// Returns the first blocks of a run that were, and must not be overwritten yet: what is stored says
+    /// that they are somebody else's.
+    fn held(&self, ag: u32, run: Run) -> Option<Run> {
+        let _unused = (ag, run);
+        None
+    }
 }

@@ -168,7 +168,7 @@ impl<B: Blocks> Group<'_, B> {
         // The smallest that is long enough, also where it has to begin at a multiple.
         let longest = request.max.saturating_add(request.alignment.saturating_sub(1));
         if let Some((_, free)) = tree.at_or_after(&(longest, 0))?
-            && let Some(run) = part(free, request)
+            && let Some(run) = tree.home.group.part(free, request)
         {
             return Ok(Some((free, run)));
         }
@@ -179,7 +179,8 @@ impl<B: Blocks> Group<'_, B> {
             if free.blocks < request.min || free.blocks <= found {
                 break;
             }
-            if let Some(run) = part(free, request).filter(|run| run.blocks > found) {
+            let part = tree.home.group.part(free, request);
+            if let Some(run) = part.filter(|run| run.blocks > found) {
                 best = Some((free, run));
             }
             next = tree.previous(&mut path)?.map(|free| (path, free));
@@ -194,7 +195,8 @@ impl<B: Blocks> Group<'_, B> {
         let mut tree = self.tree::<ByPlace>();
         let mut next = tree.at_or_before(&key)?;
         if let Some((_, free)) = next
-            && let Some(run) = part_at(free, &whole)
+            && let Some(behind) = behind(free, request.near)
+            && let Some(run) = tree.home.group.part(behind, &whole)
         {
             return Ok(Some((free, run)));
         }
@@ -208,7 +210,7 @@ impl<B: Blocks> Group<'_, B> {
                 let Some((mut path, free)) = next else {
                     break;
                 };
-                let run = part(free, &whole);
+                let run = tree.home.group.part(free, &whole);
                 let distance = run.map_or(u32::MAX, |run| run.start.abs_diff(request.near));
                 if let Some(run) = run.filter(|_| distance < nearest) {
                     (best, nearest) = (Some((free, run)), distance);
@@ -220,14 +222,39 @@ impl<B: Blocks> Group<'_, B> {
         Ok(best)
     }
 
-    /// Returns the shortest free extent.
-    pub(crate) fn smallest(&mut self) -> Result<Option<Run>, B::Error> {
-        let found = self.tree::<BySize>().at_or_after(&(0, 0))?;
-        let Some((_, run)) = found else {
-            return Ok(None);
-        };
-        self.check_run(run)?;
-        Ok(Some(run))
+    /// Returns the shortest free extent, and blocks of it that may be used. Only if there are none at all,
+    /// they are such as are held.
+    pub(crate) fn smallest(&mut self) -> Result<Option<(Run, Run)>, B::Error> {
+        let mut tree = self.tree::<BySize>();
+        let mut next = tree.at_or_after(&(0, 0))?;
+        let first = next.as_ref().map(|&(_, free)| (free, free));
+        let any = Request { min: 1, max: u32::MAX, near: 0, alignment: 1 };
+        while let Some((mut path, free)) = next {
+            tree.home.group.check_run(free)?;
+            if let Some(run) = tree.home.group.part(free, &any) {
+                return Ok(Some((free, run)));
+            }
+            next = tree.next(&mut path)?.map(|free| (path, free));
+        }
+        Ok(first)
+    }
+
+    /// Returns the longest part of a free extent that satisfies a request and may be used.
+    fn part(&self, free: Run, request: &Request) -> Option<Run> {
+        let mut best: Option<Run> = None;
+        let mut rest = Some(free);
+        while let Some(free) = rest {
+            let held = self.blocks.held(self.ag, free);
+            let usable = match held {
+                Some(held) => before(free, held.start),
+                None => Some(free),
+            };
+            let longest = best.map_or(0, |best| best.blocks);
+            let found = usable.and_then(|run| part(run, request));
+            best = found.filter(|run| run.blocks > longest).or(best);
+            rest = held.and_then(|held| behind(free, u32::try_from(held.end()).ok()?));
+        }
+        best
     }
 
     /// Takes `run`, which is a part of it, out of a free extent.
@@ -248,6 +275,7 @@ impl<B: Blocks> Group<'_, B> {
     /// Makes blocks free, one extent with their neighbours if those are.
     pub(crate) fn put_back(&mut self, run: Run) -> Result<(), B::Error> {
         self.check_run(run)?;
+        self.blocks.note_released(self.ag, run);
         let mut tree = self.tree::<ByPlace>();
         let before = tree.at_or_before(&(run.start, u32::MAX))?.map(|(_, found)| found);
         let after = tree.at_or_after(&(run.start, u32::MAX))?.map(|(_, found)| found);
@@ -332,9 +360,14 @@ fn part(free: Run, request: &Request) -> Option<Run> {
     (blocks >= request.min).then_some(Run { start, blocks })
 }
 
-/// Returns the part of a free extent behind the place that is wanted.
-fn part_at(free: Run, request: &Request) -> Option<Run> {
-    let skip = request.near.checked_sub(free.start)?;
-    let blocks = free.blocks.checked_sub(skip)?;
-    part(Run { start: request.near, blocks }, request)
+/// Returns the part of a run from a block on.
+fn behind(run: Run, start: u32) -> Option<Run> {
+    let blocks = run.blocks.checked_sub(start.checked_sub(run.start)?)?;
+    (blocks > 0).then_some(Run { start, blocks })
+}
+
+/// Returns the part of a run before a block of it.
+fn before(run: Run, end: u32) -> Option<Run> {
+    let blocks = end.checked_sub(run.start)?;
+    (blocks > 0).then_some(Run { start: run.start, blocks })
 }

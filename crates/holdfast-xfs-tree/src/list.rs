@@ -27,11 +27,11 @@ impl<B: Blocks> Group<'_, B> {
         for _ in 0..4 * self.list_size() {
             let (need, count) = (self.list_need()?, self.agf()?.list_count.get());
             if count < need {
-                let Some(smallest) = self.smallest()? else {
+                let Some((free, run)) = self.smallest()? else {
                     break;
                 };
-                let run = Run { start: smallest.start, blocks: smallest.blocks.min(need - count) };
-                self.take_out(smallest, run)?;
+                let run = Run { start: run.start, blocks: run.blocks.min(need - count) };
+                self.take_out(free, run)?;
                 for number in run.start..run.start + run.blocks {
                     self.push(number)?;
                 }

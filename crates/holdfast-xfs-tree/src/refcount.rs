@@ -60,7 +60,8 @@ impl Shape for Sharing {
 }
 
 impl<B: Blocks> Group<'_, B> {
-    /// Returns the first blocks of a run that are shared, all that follow one another.
+    /// Returns the first blocks of a run that are shared, all that follow one another, or that
+    /// [must not be overwritten](Blocks::held) because they were.
     ///
     /// # Errors
     ///
@@ -76,7 +77,8 @@ impl<B: Blocks> Group<'_, B> {
                 None => found = Some(piece.run),
             }
         }
-        Ok(found)
+        let held = self.blocks.held(self.ag, run);
+        Ok([found, held].into_iter().flatten().min_by_key(|run| run.start))
     }
 
     /// Stores that one more file has these blocks.
@@ -134,7 +136,7 @@ impl<B: Blocks> Group<'_, B> {
             let piece = Shared { count: change(piece.count), ..piece };
             match piece.count {
                 0 => freed.push(piece.run),
-                1 => {}
+                1 => self.blocks.note_released(self.ag, piece.run),
                 _ => join(&mut new, piece),
             }
         }

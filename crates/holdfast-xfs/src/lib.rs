@@ -45,6 +45,7 @@ mod mount;
 mod path;
 mod read;
 mod reader;
+mod released;
 mod source;
 mod space;
 mod symlink;

@@ -102,9 +102,7 @@ impl<D: BlockDevice> Xfs<D> {
     /// As for [`set_times`](Self::set_times).
     pub fn touch(&mut self, ino: Ino) -> Result<(), XfsError> {
         let Some(time) = self.files.get(&ino).and_then(|file| file.touched) else { return Ok(()) };
-        let mut transaction = self.begin()?;
-        transaction.touch(ino, time)?;
-        transaction.commit()?;
+        self.transact(|transaction| transaction.touch(ino, time))?;
         self.untouch(ino);
         self.refresh(ino)
     }

@@ -111,18 +111,19 @@ fn part(extent: &Extent, blocks: &Range<u64>) -> Option<Extent> {
 impl<D: BlockDevice> Xfs<D> {
     /// Gives a hole unwritten blocks.
     pub(crate) fn fill_hole(&mut self, ino: Ino, blocks: Range<u64>) -> Result<(), XfsError> {
-        let mut near = self.near(ino, blocks.start)?;
-        let mut transaction = self.begin()?;
-        let mut at = blocks.start;
-        while at < blocks.end {
-            let place = transaction.allocate(near, blocks.end - at)?;
-            let (file, blocks) = (FileBlock(at), u64::from(place.blocks));
-            let extent = Extent { file, block: place.block, blocks, unwritten: true };
-            transaction.edit_extents(ino, |fork, space| fork.insert(space, &extent))?;
-            near = FsBlock(place.block.0 + blocks);
-            at += blocks;
-        }
-        transaction.commit()?;
+        let near = self.near(ino, blocks.start)?;
+        self.transact(|transaction| {
+            let (mut at, mut near) = (blocks.start, near);
+            while at < blocks.end {
+                let place = transaction.allocate(near, blocks.end - at)?;
+                let (file, blocks) = (FileBlock(at), u64::from(place.blocks));
+                let extent = Extent { file, block: place.block, blocks, unwritten: true };
+                transaction.edit_extents(ino, |fork, space| fork.insert(space, &extent))?;
+                near = FsBlock(place.block.0 + blocks);
+                at += blocks;
+            }
+            Ok(())
+        })?;
         self.refresh(ino)
     }
 
@@ -148,7 +149,7 @@ impl<D: BlockDevice> Xfs<D> {
             return Ok(None);
         };
         let place = span_of(&extent);
-        let shared = self.begin()?.space(|space| space.shared(place))?;
+        let shared = self.transact(|transaction| transaction.space(|space| space.shared(place)))?;
         Ok(shared.map(|shared| {
             let start = extent.file.0 + (shared.block.0 - extent.block.0);
             start..start + u64::from(shared.blocks)
@@ -162,9 +163,8 @@ impl<D: BlockDevice> Xfs<D> {
         blocks: Range<u64>,
     ) -> Result<Extent, XfsError> {
         let near = self.near(ino, blocks.start)?;
-        let mut transaction = self.begin()?;
-        let place = transaction.allocate(near, blocks.end - blocks.start)?;
-        transaction.commit()?;
+        let count = blocks.end - blocks.start;
+        let place = self.transact(|transaction| transaction.allocate(near, count))?;
         let (file, blocks) = (FileBlock(blocks.start), u64::from(place.blocks));
         let copy = Extent { file, block: place.block, blocks, unwritten: false };
         if let Some(file) = self.files.get_mut(&ino) {
@@ -199,11 +199,10 @@ impl<D: BlockDevice> Xfs<D> {
     }
 
     fn free_all(&mut self, places: &[Extent]) -> Result<(), XfsError> {
-        let mut transaction = self.begin()?;
-        for place in places.iter().map(span_of) {
-            transaction.space(|space| space.free(place))?;
-        }
-        transaction.commit()
+        self.transact(|transaction| {
+            let mut places = places.iter().map(span_of);
+            places.try_for_each(|place| transaction.space(|space| space.free(place)))
+        })
     }
 
     /// Keeps places in mind that are neither the file's nor free, because something failed.
@@ -235,7 +234,7 @@ impl<D: BlockDevice> Xfs<D> {
     ) -> Result<(), XfsError> {
         let copies =
             if kind == IoendKind::Shared { self.take_copies(ino, &blocks) } else { Vec::new() };
-        let stored = self.store_written(ino, kind, blocks, size, &copies);
+        let stored = self.store_written(ino, kind, &blocks, size, &copies);
         self.kept_after(ino, &copies, stored)?;
         self.refresh(ino)
     }
@@ -244,25 +243,23 @@ impl<D: BlockDevice> Xfs<D> {
         &mut self,
         ino: Ino,
         kind: IoendKind,
-        blocks: Range<u64>,
+        blocks: &Range<u64>,
         size: Option<u64>,
         copies: &[Extent],
     ) -> Result<(), XfsError> {
         let grows = size.filter(|&size| self.file(ino).is_ok_and(|it| it.inode.size() < size));
-        let mut transaction = self.begin()?;
-        if matches!(kind, IoendKind::Unwritten | IoendKind::New) {
-            let (first, count) = (FileBlock(blocks.start), blocks.end - blocks.start);
-            transaction
-                .edit_extents(ino, |fork, space| fork.convert(space, first, count, false))?;
-        }
-        for copy in copies {
-            let old = transaction.edit_extents(ino, |fork, space| fork.replace(space, copy))?;
-            transaction.release(&old)?;
-        }
-        if let Some(size) = grows {
-            transaction.set_size(ino, size)?;
-        }
-        transaction.commit()
+        self.transact(|transaction| {
+            if matches!(kind, IoendKind::Unwritten | IoendKind::New) {
+                let (first, count) = (FileBlock(blocks.start), blocks.end - blocks.start);
+                transaction
+                    .edit_extents(ino, |fork, space| fork.convert(space, first, count, false))?;
+            }
+            for copy in copies {
+                let old = transaction.edit_extents(ino, |fork, space| fork.replace(space, copy))?;
+                transaction.release(&old)?;
+            }
+            grows.map_or(Ok(()), |size| transaction.set_size(ino, size))
+        })
     }
 
     /// Reserves space for all holes of a range, in bytes: fallocate(2). It reads as zeros. Unless
@@ -346,13 +343,13 @@ impl<D: BlockDevice> Xfs<D> {
         if written.is_empty() {
             return Ok(());
         }
-        let mut transaction = self.begin()?;
-        for extent in &written {
-            transaction.edit_extents(ino, |fork, space| {
-                fork.convert(space, extent.file, extent.blocks, true)
-            })?;
-        }
-        transaction.commit()?;
+        self.transact(|transaction| {
+            written.iter().try_for_each(|extent| {
+                transaction.edit_extents(ino, |fork, space| {
+                    fork.convert(space, extent.file, extent.blocks, true)
+                })
+            })
+        })?;
         self.changed(ino, None)
     }
 
@@ -403,12 +400,10 @@ impl<D: BlockDevice> Xfs<D> {
 
     /// Says that a file was changed now, and how long it is.
     fn changed(&mut self, ino: Ino, size: Option<u64>) -> Result<(), XfsError> {
-        let mut transaction = self.begin()?;
-        if let Some(size) = size {
-            transaction.set_size(ino, size)?;
-        }
-        transaction.touch(ino, now())?;
-        transaction.commit()?;
+        self.transact(|transaction| {
+            size.map_or(Ok(()), |size| transaction.set_size(ino, size))?;
+            transaction.touch(ino, now())
+        })?;
         self.untouch(ino);
         self.refresh(ino)
     }
@@ -451,14 +446,14 @@ impl<D: BlockDevice> Xfs<D> {
         let mut bytes = vec![0; geometry.block.len()];
         self.source.read_at(address_of(found.block), &mut bytes).map_err(with_ino)?;
         bytes[to_usize(inside)..][..zeros.len()].fill(0);
-        let mut transaction = self.begin()?;
-        let place = transaction.allocate(found.block, 1)?;
-        let copy = Extent { block: place.block, ..found };
-        let old = transaction.edit_extents(ino, |fork, space| fork.replace(space, &copy))?;
-        transaction.release(&old)?;
-        let written = transaction.xfs.source.write_at(address_of(place.block), &bytes);
-        written.map_err(with_ino)?;
-        transaction.commit()?;
+        self.transact(|transaction| {
+            let place = transaction.allocate(found.block, 1)?;
+            let copy = Extent { block: place.block, ..found };
+            let old = transaction.edit_extents(ino, |fork, space| fork.replace(space, &copy))?;
+            transaction.release(&old)?;
+            let written = transaction.xfs.source.write_at(address_of(place.block), &bytes);
+            written.map_err(with_ino)
+        })?;
         self.refresh(ino)
     }
 
@@ -472,14 +467,14 @@ impl<D: BlockDevice> Xfs<D> {
             if mapped.is_empty() {
                 return Ok(());
             }
-            let mut transaction = self.begin()?;
-            for extent in &mapped {
-                let old = transaction.edit_extents(ino, |fork, space| {
-                    fork.remove(space, extent.file, extent.blocks)
-                })?;
-                transaction.release(&old)?;
-            }
-            transaction.commit()?;
+            self.transact(|transaction| {
+                mapped.iter().try_for_each(|extent| {
+                    let old = transaction.edit_extents(ino, |fork, space| {
+                        fork.remove(space, extent.file, extent.blocks)
+                    })?;
+                    transaction.release(&old)
+                })
+            })?;
             self.refresh(ino)?;
         }
     }

@@ -38,17 +38,17 @@ impl<D: BlockDevice> Xfs<D> {
     ) -> Result<(), XfsError> {
         // What was written before must not change them afterwards.
         self.touch(ino)?;
-        let mut transaction = self.begin()?;
-        transaction.edit_inode(ino, |raw| {
-            if let Some(time) = accessed {
-                raw.accessed = encode(raw, time);
-            }
-            if let Some(time) = modified {
-                raw.modified = encode(raw, time);
-            }
-            raw.changed = encode(raw, now());
+        self.transact(|transaction| {
+            transaction.edit_inode(ino, |raw| {
+                if let Some(time) = accessed {
+                    raw.accessed = encode(raw, time);
+                }
+                if let Some(time) = modified {
+                    raw.modified = encode(raw, time);
+                }
+                raw.changed = encode(raw, now());
+            })
         })?;
-        transaction.commit()?;
         self.refresh(ino)
     }
 }

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use holdfast_bio::BlockDevice;
 use holdfast_xfs_format::{Agf, Agfl, Agi, FormatError, Ino, RawInode, Structure};
-use holdfast_xfs_tree::{BlockRef, Blocks, Role};
+use holdfast_xfs_tree::{BlockRef, Blocks, Role, Run};
 use zerocopy::FromBytes;
 
 use crate::error::{Place, XfsError};
 use crate::inode::cluster_of;
 use crate::mount::{Block, Xfs, run};
+use crate::writer::Writer;
 
 /// A transaction.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ struct Changed {
 
 impl<D: BlockDevice> Xfs<D> {
     /// Begins to change metadata.
-    pub(crate) fn begin(&mut self) -> Result<Transaction<'_, D>, XfsError> {
+    fn begin(&mut self) -> Result<Transaction<'_, D>, XfsError> {
         self.mark()?;
         Ok(Transaction {
             xfs: self,
@@ -48,6 +49,31 @@ impl<D: BlockDevice> Xfs<D> {
             forgotten: BTreeSet::new(),
             inodes: BTreeMap::new(),
         })
+    }
+
+    /// Changes metadata, all that is said or nothing. Where there is no space, it is tried again after what was
+    /// changed before is stored: what was freed can be used then.
+    pub(crate) fn transact<T>(
+        &mut self,
+        change: impl Fn(&mut Transaction<'_, D>) -> Result<T, XfsError>,
+    ) -> Result<T, XfsError> {
+        let first = self.attempt(&change);
+        let may_help = self.writer.as_ref().is_some_and(Writer::has_released);
+        if first.as_ref().is_err_and(|error| *error == XfsError::NoSpace) && may_help {
+            self.store()?;
+            return self.attempt(&change);
+        }
+        first
+    }
+
+    fn attempt<T>(
+        &mut self,
+        change: impl Fn(&mut Transaction<'_, D>) -> Result<T, XfsError>,
+    ) -> Result<T, XfsError> {
+        let mut transaction = self.begin()?;
+        let done = change(&mut transaction)?;
+        transaction.commit()?;
+        Ok(done)
     }
 
     /// Reads and verifies a block of metadata or a header of an allocation group.
@@ -129,6 +155,17 @@ impl<D: BlockDevice> Blocks for Transaction<'_, D> {
         self.changed.remove(&block.address);
         self.forgotten.insert(block.address);
     }
+
+    // Also when the transaction is dropped: they are held for longer than they must be then.
+    fn note_released(&mut self, ag: u32, run: Run) {
+        if let Some(writer) = &mut self.xfs.writer {
+            writer.released.insert(ag, run);
+        }
+    }
+
+    fn held(&self, ag: u32, run: Run) -> Option<Run> {
+        self.xfs.writer.as_ref()?.released.first_in(ag, run)
+    }
 }
 
 impl<D: BlockDevice> Transaction<'_, D> {
@@ -174,7 +211,7 @@ impl<D: BlockDevice> Transaction<'_, D> {
     /// # Errors
     ///
     /// [`XfsError::Write`] when so much had been committed before that it had to be written.
-    pub(crate) fn commit(mut self) -> Result<(), XfsError> {
+    fn commit(mut self) -> Result<(), XfsError> {
         let geometry = self.xfs.superblock.geometry;
         for (&ino, &(address, at)) in &self.inodes {
             if let Some(block) = self.changed.get_mut(&address) {

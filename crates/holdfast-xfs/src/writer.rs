@@ -15,6 +15,7 @@ use zerocopy::FromBytes;
 
 use crate::error::XfsError;
 use crate::mount::Xfs;
+use crate::released::Released;
 use crate::source::Piece;
 
 /// What is needed to write.
@@ -25,6 +26,8 @@ pub(crate) struct Writer {
     pending_bytes: usize,
     /// The longest that there ever was, in bytes: none that begins farther back reaches anywhere.
     longest: usize,
+    /// What nothing may overwrite before the next sync has ended.
+    pub(crate) released: Released,
     /// The superblock says that the file system is being changed.
     is_marked: bool,
     /// Something could not be written.
@@ -34,6 +37,13 @@ pub(crate) struct Writer {
 impl Writer {
     /// How many bytes wait for a sync at most.
     const PENDING_MAX: usize = 32 << 20;
+    /// How many runs of such blocks wait for it at most.
+    const RELEASED_MAX: usize = 1 << 16;
+
+    /// Returns whether there are blocks that can be used only after a sync.
+    pub(crate) fn has_released(&self) -> bool {
+        self.released.len() > 0
+    }
 
     pub(crate) fn insert(&mut self, address: u64, bytes: Arc<[u8]>) {
         self.longest = self.longest.max(bytes.len());
@@ -125,12 +135,13 @@ impl<D: BlockDevice> Xfs<D> {
         self.writer.as_mut().ok_or(XfsError::ReadOnly)
     }
 
-    /// Writes what waits when it has become much.
+    /// Stores what waits when it has become much.
     pub(crate) fn relieve(&mut self) -> Result<(), XfsError> {
-        match &self.writer {
-            Some(writer) if writer.pending_bytes > Writer::PENDING_MAX => self.write_pending(),
-            _ => Ok(()),
-        }
+        let is_much = |writer: &Writer| {
+            writer.pending_bytes > Writer::PENDING_MAX
+                || writer.released.len() > Writer::RELEASED_MAX
+        };
+        if self.writer.as_ref().is_some_and(is_much) { self.store() } else { Ok(()) }
     }
 
     /// Makes everything durable that was written to files and changed in metadata.
@@ -144,11 +155,19 @@ impl<D: BlockDevice> Xfs<D> {
             return Err(XfsError::Broken);
         }
         self.touch_all()?;
+        self.store()
+    }
+
+    /// Makes durable what was committed.
+    pub(crate) fn store(&mut self) -> Result<(), XfsError> {
         // The data first: no extent may be durable before what is in it.
         let result = self.source.flush().and_then(|()| {
             let is_idle = self.writer.as_ref().is_none_or(|writer| writer.pending.is_empty());
             if is_idle { Ok(()) } else { self.write_pending().and_then(|()| self.source.flush()) }
         });
+        if let (Ok(()), Some(writer)) = (&result, &mut self.writer) {
+            writer.released.clear();
+        }
         self.broken_after(result)
     }
 
