@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::rc::Rc;
 
-use holdfast_bio::{Bio, BlockDevice, Ended, Limits};
+use holdfast_bio::{Bio, BlockDevice, Ended, Limits, Op};
 use holdfast_device::MemoryDevice;
 use holdfast_xfs::{ExtentList, Ino, Kind, MountOptions, Stat, Xfs, XfsError};
 
@@ -54,7 +54,9 @@ impl BlockDevice for Watched {
     }
 
     fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
-        self.reads.borrow_mut().push((bio.offset, bio.len));
+        if bio.op == Op::Read {
+            self.reads.borrow_mut().push((bio.offset, bio.len));
+        }
         self.memory.submit(bio)
     }
 
