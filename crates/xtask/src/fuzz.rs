@@ -60,7 +60,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         if workspace.root.join(&corpus).is_dir() {
             fuzz.arg(corpus);
         }
-        fuzz.args(["--", "-timeout=30", "-verbosity=0", "-print_final_stats=1"]);
+        // Without -len_control=0 a slow target hardly gets inputs of more than a few bytes.
+        fuzz.args(["--", "-timeout=30", "-verbosity=0", "-print_final_stats=1", "-len_control=0"]);
         fuzz.arg(format!("-max_total_time={}", options.seconds)).env("RUSTC_BOOTSTRAP", "1");
         show(&mut fuzz)?;
     }
