@@ -4,6 +4,7 @@
 
 mod images;
 
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use holdfast_bio::ReadPolicy;
@@ -89,6 +90,28 @@ fn a_file_system_whose_writer_never_unmounted_it_is_marked_until_it_is_repaired(
     assert!(repaired.status.success(), "{}", text(&repaired));
     image.mount(true).unwrap().unmount().unwrap();
     image.check();
+}
+
+/// Has `xfs_db` do something with the superblock of an image.
+fn superblock(image: &Image, what: &str) -> String {
+    let mut db = Command::new("xfs_db");
+    let output = db.args(["-x", "-c", "sb 0", "-c", what]).arg(image.path()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    text(&output)
+}
+
+#[test]
+fn linux_counts_quota_anew_after_a_write() {
+    let image = Image::new(&[]);
+    // Everything is accounted, enforced, and has been counted.
+    superblock(&image, "write qflags 0x7cf");
+    image.mount(true).unwrap().unmount().unwrap();
+    assert_eq!(superblock(&image, "print qflags"), "qflags = 0x7cf\n");
+    let mut xfs = image.mount(true).unwrap();
+    let ino = find(&mut xfs, "/plain");
+    xfs.allocate(ino, 1 << 20, 4096, true).unwrap();
+    xfs.unmount().unwrap();
+    assert_eq!(superblock(&image, "print qflags"), "qflags = 0x2cb\n");
 }
 
 #[test]
