@@ -2,10 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+mod images;
 
 use std::ops::RangeInclusive;
 
-use holdfast_bio::ReadPolicy;
+use holdfast_bio::{BlockDevice, ReadPolicy};
 use holdfast_iomap::{DirectIo, Direction, Request};
 use holdfast_iov::{Memory, Pool};
 use holdfast_sim::{PowerDevice, Random};
@@ -15,9 +16,8 @@ use holdfast_xfs_format::RawSuperblock;
 use zerocopy::FromBytes;
 
 use common::{SECTOR, unpacked};
+use images::{Image, SIZE, text};
 
-/// The size of the image.
-const SIZE: u64 = 320 << 20;
 /// What both files hold in the beginning.
 const BYTE: u8 = 0x61;
 /// Both files, and what is written to them.
@@ -26,8 +26,6 @@ const FILES: [(&[u8], RangeInclusive<u8>); 2] = [(b"/one", 1..=90), (b"/other", 
 const LONGEST: u64 = 512 << 10;
 /// How many times everything is stored.
 const SYNCS: usize = 12;
-/// How many cuts there are before each sync, and in it.
-const CUTS: u64 = 5;
 
 /// A file system whose power is to be cut.
 struct Bench {
@@ -63,7 +61,7 @@ fn medium() -> PowerDevice {
     power.settled()
 }
 
-fn contents(xfs: &mut Xfs<PowerDevice>, file: usize) -> Result<Vec<u8>, XfsError> {
+fn contents<D: BlockDevice>(xfs: &mut Xfs<D>, file: usize) -> Result<Vec<u8>, XfsError> {
     let inode = xfs.walk(FILES[file].0, true)?;
     let mut bytes = vec![0; to_usize(inode.size())];
     xfs.read(&inode, 0, &mut bytes)?;
@@ -141,12 +139,24 @@ fn foreign(file: usize, bytes: &[u8]) -> Option<usize> {
     bytes.iter().position(|byte| ![0, BYTE].contains(byte) && !FILES[file].1.contains(byte))
 }
 
-/// Looks at what a cut has left.
+/// Looks at what a cut has left, as it is.
 fn check(left: &PowerDevice, stretch: &Stretch, in_sync: bool, at: &str) {
     unmark(left);
     let mut xfs = Xfs::mount(left.queue(0, 0), &MountOptions::default()).unwrap();
+    check_files(&mut xfs, stretch, in_sync, at);
+}
+
+/// Looks at what `xfs_repair` makes of what a cut has left.
+fn check_repaired(left: &PowerDevice, stretch: &Stretch, in_sync: bool, at: &str) {
+    let image = Image::stored(|at, bytes| left.peek(at, bytes));
+    let repaired = image.repair(&[]);
+    assert!(repaired.status.success(), "{at}: {}", text(&repaired));
+    check_files(&mut image.mount(false).unwrap(), stretch, in_sync, at);
+}
+
+fn check_files<D: BlockDevice>(xfs: &mut Xfs<D>, stretch: &Stretch, in_sync: bool, at: &str) {
     for file in 0..FILES.len() {
-        let found = contents(&mut xfs, file);
+        let found = contents(xfs, file);
         if !stretch.changed[file] {
             assert!(found.unwrap() == stretch.contents[file], "{at}: file {file}");
             continue;
@@ -161,7 +171,8 @@ fn check(left: &PowerDevice, stretch: &Stretch, in_sync: bool, at: &str) {
     }
 }
 
-fn cut(seed: u64) {
+/// Cuts the power so many times before each sync, and in it.
+fn cut(seed: u64, cuts: u64, check: fn(&PowerDevice, &Stretch, bool, &str)) {
     let mut bench = Bench::new(seed);
     let stretches: Vec<Stretch> = (0..SYNCS).map(|_| bench.stretch()).collect();
     let Bench { power, mut random, .. } = bench;
@@ -172,7 +183,7 @@ fn cut(seed: u64) {
             [(false, stretch.begin, stretch.sync), (true, stretch.sync, stretch.end)]
         {
             let mut places: Vec<u64> =
-                (0..CUTS).map(|_| random.below(to_u64(until - from) + 1)).collect();
+                (0..cuts).map(|_| random.below(to_u64(until - from) + 1)).collect();
             places.sort_unstable();
             for place in places {
                 replay.advance_to(from + to_usize(place));
@@ -186,5 +197,10 @@ fn cut(seed: u64) {
 
 #[test]
 fn after_a_cut_no_file_has_what_another_wrote_and_what_was_synced_is_there() {
-    (1..=8).for_each(cut);
+    (1..=5).for_each(|seed| cut(seed, 5, check));
+}
+
+#[test]
+fn the_same_is_there_when_it_was_repaired() {
+    cut(1, 1, check_repaired);
 }

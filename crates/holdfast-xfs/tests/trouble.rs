@@ -5,8 +5,6 @@
 mod common;
 mod images;
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use holdfast_bio::{Error as BioError, ReadPolicy};
@@ -63,32 +61,12 @@ fn read(xfs: &mut Mounted, path: &str) -> Vec<u8> {
     bytes
 }
 
-/// How much of an image is copied at a time.
-const STEP: usize = 1 << 20;
-/// The size of all images.
-const SIZE: u64 = 320 << 20;
-
-/// Puts what is in memory into a file, for `xfs_repair`.
-fn stored(memory: &MemoryDevice) -> Image {
-    let image = Image::empty();
-    let file = File::create(image.path()).unwrap();
-    file.set_len(SIZE).unwrap();
-    let mut bytes = vec![0; STEP];
-    for offset in (0..SIZE).step_by(STEP) {
-        memory.load(offset, &mut bytes);
-        if bytes.iter().any(|&byte| byte != 0) {
-            file.write_all_at(&bytes, offset).unwrap();
-        }
-    }
-    image
-}
-
 /// Has `xfs_repair` look at the golden image, of which it must say what it said before. It always
 /// misses the log.
 fn check(memory: &MemoryDevice) {
     let [before, after] = [&unpacked("shared"), memory].map(|memory| {
         // It has a thread for each allocation group.
-        let said = text(&stored(memory).repair(&["-n"]));
+        let said = text(&Image::stored(|at, bytes| memory.load(at, bytes)).repair(&["-n"]));
         said.lines().filter(|line| !line.contains("agno")).map(str::to_owned).collect::<Vec<_>>()
     });
     assert_eq!(after, before);

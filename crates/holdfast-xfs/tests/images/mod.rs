@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test uses its part of this")]
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
@@ -10,6 +12,11 @@ use holdfast_device::{Access, Backing, FileDevice};
 use holdfast_ring::Ring;
 use holdfast_xfs::{Ino, MountOptions, Xfs, XfsError};
 use tempfile::TempDir;
+
+/// The size of all images, in bytes.
+pub(crate) const SIZE: u64 = 320 << 20;
+/// How much of one is copied at a time.
+const STEP: usize = 1 << 20;
 
 /// An image with some files.
 pub(crate) struct Image {
@@ -37,6 +44,21 @@ impl Image {
     /// A place for an image.
     pub(crate) fn empty() -> Self {
         Self { directory: TempDir::new().unwrap() }
+    }
+
+    /// Puts into a file what is somewhere else, as `load` tells from an offset on.
+    pub(crate) fn stored(load: impl Fn(u64, &mut [u8])) -> Self {
+        let image = Self::empty();
+        let file = File::create(image.path()).unwrap();
+        file.set_len(SIZE).unwrap();
+        let mut bytes = vec![0; STEP];
+        for offset in (0..SIZE).step_by(STEP) {
+            load(offset, &mut bytes);
+            if bytes.iter().any(|&byte| byte != 0) {
+                file.write_all_at(&bytes, offset).unwrap();
+            }
+        }
+        image
     }
 
     pub(crate) fn path(&self) -> PathBuf {
