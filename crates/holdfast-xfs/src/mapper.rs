@@ -183,8 +183,16 @@ impl<D: BlockDevice> Xfs<D> {
         let shared = self.first_shared(ino, blocks.clone())?;
         match shared {
             Some(shared) if shared.start == blocks.start => {
-                let copy = self.allocate_copy(ino, shared)?;
-                Ok(self.copied(found, &copy))
+                match self.allocate_copy(ino, shared.clone()) {
+                    Ok(copy) => Ok(self.copied(found, &copy)),
+                    // For want of space all was stored: they may not be held any more.
+                    Err(XfsError::NoSpace)
+                        if self.first_shared(ino, blocks)?.as_ref() != Some(&shared) =>
+                    {
+                        self.unshared(ino, wanted, found, nowait)
+                    }
+                    Err(error) => Err(error.into()),
+                }
             }
             // As far as it is known to be the file's alone.
             shared => {

@@ -446,14 +446,19 @@ impl<D: BlockDevice> Xfs<D> {
         let mut bytes = vec![0; geometry.block.len()];
         self.source.read_at(address_of(found.block), &mut bytes).map_err(with_ino)?;
         bytes[to_usize(inside)..][..zeros.len()].fill(0);
-        self.transact(|transaction| {
+        let copied = self.transact(|transaction| {
             let place = transaction.allocate(found.block, 1)?;
             let copy = Extent { block: place.block, ..found };
             let old = transaction.edit_extents(ino, |fork, space| fork.replace(space, &copy))?;
             transaction.release(&old)?;
             let written = transaction.xfs.source.write_at(address_of(place.block), &bytes);
             written.map_err(with_ino)
-        })?;
+        });
+        // For want of space all was stored: it may not be held any more.
+        if copied == Err(XfsError::NoSpace) && self.first_shared(ino, at..at + 1)?.is_none() {
+            return self.zero_in_block(ino, range);
+        }
+        copied?;
         self.refresh(ino)
     }
 

@@ -125,13 +125,7 @@ fn a_full_file_system_says_so_and_goes_on_when_there_is_space_again() {
     let mut xfs = mount(&memory, Faults::default()).unwrap();
     let mut data = direct(&memory, Faults::default());
     let (one, other) = (open(&mut xfs, "/one"), open(&mut xfs, "/other"));
-    let mut at = 1 << 20;
-    for blocks in (0..18).rev().map(|power| 1_u64 << power) {
-        let len = blocks * 4096;
-        while xfs.allocate(one, at, len, true).is_ok() {
-            at += len;
-        }
-    }
+    let at = fill(&mut xfs, one, 1 << 20);
     assert_eq!(xfs.allocate(one, at, 4096, true), Err(XfsError::NoSpace));
     // What is shared would need another place.
     let full = Err(Error::FileSystem(XfsError::NoSpace));
@@ -144,6 +138,40 @@ fn a_full_file_system_says_so_and_goes_on_when_there_is_space_again() {
     assert_eq!(write(&mut data, &mut xfs, (one, 2 << 20, 4096), 3), Ok(4096));
     xfs.punch(one, 3 << 20, 1 << 20).unwrap();
     assert_eq!(write(&mut data, &mut xfs, (other, 0, LEN), 2), Ok(LEN));
+    xfs.unmount().unwrap();
+    check(&memory);
+}
+
+/// Allocates all that there is for a file, from byte `at` on. Returns where that ends.
+fn fill(xfs: &mut Mounted, ino: Ino, mut at: u64) -> u64 {
+    for blocks in (0..18).rev().map(|power| 1_u64 << power) {
+        let len = blocks * 4096;
+        while xfs.allocate(ino, at, len, true).is_ok() {
+            at += len;
+        }
+    }
+    at
+}
+
+#[test]
+fn who_has_blocks_alone_since_a_moment_ago_can_write_them_without_space() {
+    let memory = unpacked("shared");
+    let mut xfs = mount(&memory, Faults::default()).unwrap();
+    let mut data = direct(&memory, Faults::default());
+    let (one, other) = (open(&mut xfs, "/one"), open(&mut xfs, "/other"));
+    let (end, half) = (fill(&mut xfs, one, 1 << 20), LEN / 2);
+    for number in 0..2 {
+        // Just enough for a copy of half of what both have.
+        xfs.punch(one, end - (number + 1) * half, half).unwrap();
+        xfs.sync().unwrap();
+        assert_eq!(write(&mut data, &mut xfs, (one, number * half, half), 2), Ok(half));
+        // It is stored as shared, and there is no place for another copy.
+        if number == 0 {
+            xfs.punch(other, 100, 50).unwrap();
+        } else {
+            assert_eq!(write(&mut data, &mut xfs, (other, half, half), 3), Ok(half));
+        }
+    }
     xfs.unmount().unwrap();
     check(&memory);
 }
