@@ -1,15 +1,12 @@
 //! What reads and writes see of blocks that are not there, not yet, or not whole.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::fs::{FsError, State};
-use common::{BLOCK, Bench, CAPACITY, Event, FILE, STALE, data, volatile};
 use holdfast_bio::{Error as BioError, Op};
 use holdfast_iomap::{Direction, Error, Flags, IoendKind, Kind, Mapping, MappingFault, Request};
 use holdfast_iov::{IovIter, Memory, Region, VolatileMemory};
 use holdfast_units::BlockSize;
+
+use crate::common::fs::{FsError, State};
+use crate::common::{BLOCK, Bench, CAPACITY, Event, FILE, STALE, data, volatile};
 
 const DSYNC: Flags =
     Flags { nowait: false, dsync: true, atomic: false, polled: false, block_aligned: false };

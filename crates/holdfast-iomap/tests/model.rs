@@ -2,12 +2,6 @@
 //! be too short, several requests in flight, and a device that fails, moves less than it is asked to,
 //! and ends bios in any order. The same on a protected volume, which has larger sectors.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::volume::{OnVolume, volume};
-use common::world::{Ask, CAPACITY, Setup, World, asks, setups};
 use holdfast_bio::ReadPolicy;
 use holdfast_device::MemoryDevice;
 use holdfast_iov::Pool;
@@ -15,6 +9,9 @@ use holdfast_sim::{Faults, FaultyDevice};
 use holdfast_units::BlockSize;
 use holdfast_volume::{Client, Queue};
 use proptest::prelude::*;
+
+use crate::common::volume::{OnVolume, volume};
+use crate::common::world::{Ask, CAPACITY, Setup, World, asks, setups};
 
 fn batches() -> impl Strategy<Value = Vec<Vec<Ask>>> {
     prop::collection::vec(prop::collection::vec(asks(), 1..6), 1..9)

@@ -1,18 +1,10 @@
 //! Memory that a thread keeps storing to while files on a protected volume are written from it and read
 //! into it: every request succeeds, and the volume finds nothing wrong.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use common::fs::TestFs;
-use common::volume::volume;
-use common::world::CAPACITY;
-use common::{BLOCK, FILE, Log, STALE};
 use holdfast_bio::ReadPolicy;
 use holdfast_device::MemoryDevice;
 use holdfast_iomap::{DirectIo, Direction, Flags, Request};
@@ -20,6 +12,11 @@ use holdfast_iov::{IovIter, Memory, Pool, Region, VolatileMemory};
 use holdfast_sim::Random;
 use holdfast_units::{BlockSize, to_usize};
 use holdfast_volume::{Client, Queue, Volume};
+
+use crate::common::fs::TestFs;
+use crate::common::volume::volume;
+use crate::common::world::CAPACITY;
+use crate::common::{BLOCK, FILE, Log, STALE};
 
 /// All that the mutator ever stores.
 const VALUES: [u8; 4] = [0x11, 0x2d, 0x88, 0xf4];

@@ -1,17 +1,14 @@
 //! The power is cut while files are written durably, on a device that keeps nothing which was not flushed:
 //! what was acknowledged is there, and nothing else than what was written.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::fs::{Inode, TestFs};
-use common::{BLOCK, FILE, Log, STALE};
 use holdfast_bio::{Bio, BlockDevice, Op, ReadPolicy};
 use holdfast_iomap::{DirectIo, Direction, Flags, Request};
 use holdfast_iov::{Memory, Pool};
 use holdfast_sim::{PowerDevice, Random};
 use holdfast_units::to_usize;
+
+use crate::common::fs::{Inode, TestFs};
+use crate::common::{BLOCK, FILE, Log, STALE};
 
 const CAPACITY: usize = 1 << 20;
 const FILE_LEN: usize = 12 * BLOCK;

@@ -1,11 +1,5 @@
 //! What any request does: its mappings and bios, its errors, and its memory.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::fs::{FsError, State};
-use common::{BLOCK, Bench, CAPACITY, Event, FILE, data, volatile};
 use holdfast_bio::{Error as BioError, Op};
 use holdfast_iomap::{
     Direction, Error, Extents, Flags, How, IoendKind, Kind, Mapper, Mapping, MappingFault, Purpose,
@@ -13,6 +7,9 @@ use holdfast_iomap::{
 };
 use holdfast_iov::Memory;
 use holdfast_units::BlockSize;
+
+use crate::common::fs::{FsError, State};
+use crate::common::{BLOCK, Bench, CAPACITY, Event, FILE, data, volatile};
 
 const NOWAIT: Flags =
     Flags { nowait: true, dsync: false, atomic: false, polled: false, block_aligned: false };

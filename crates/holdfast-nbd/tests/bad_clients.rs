@@ -1,18 +1,15 @@
 //! Clients that do not keep to the protocol, or to any pace, and the others beside them.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::io::{Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
-    Client, MIB, Mode, Rig, Setup, Socket, assert_same, call, command, error, flag, greet, option,
-    option_replies, pattern,
-};
 use holdfast_nbd::ServerLimits;
+
+use crate::common::{
+    self, Client, MIB, Mode, Rig, Setup, Socket, assert_same, call, command, error, flag, greet,
+    option, option_replies, pattern,
+};
 
 const SHORT: ServerLimits = ServerLimits {
     connections: 256,

@@ -1,14 +1,11 @@
 //! What each command means, and what is refused.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{MIB, Mode, Setup, assert_same, call, command, error, flag, pattern};
 use holdfast_bio::Error;
 use holdfast_device::MemoryDevice;
 use holdfast_sim::{Fault, Faults};
 use std::io::Write as _;
+
+use crate::common::{MIB, Mode, Setup, assert_same, call, command, error, flag, pattern};
 
 const DATA: u32 = 0;
 const HOLE_AND_ZERO: u32 = 3;

@@ -1,16 +1,15 @@
 //! What is written through the server is read through it: in any order, from any connection, at
 //! any size that the protocol has.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::thread;
 
-use common::{Client, MIB, Mode, Setup, Socket, assert_same, command, error, flag, pattern};
 use holdfast_sim::Random;
 use holdfast_socket::Address;
 use holdfast_units::{BlockSize, to_usize};
+
+use crate::common::{
+    self, Client, MIB, Mode, Setup, Socket, assert_same, command, error, flag, pattern,
+};
 
 const PAYLOAD_MAX: usize = 32 << 20;
 

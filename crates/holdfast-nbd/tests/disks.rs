@@ -1,14 +1,9 @@
 //! Disks that are no volumes: memory, and devices that are full or move less than they were asked to.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use common::{Client, MIB, Mode, Socket, assert_same, command, error, eventually, pattern};
 use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Limits, Op};
 use holdfast_device::MemoryDevice;
 use holdfast_iov::Pool;
@@ -17,6 +12,8 @@ use holdfast_ring::{Ring, Waker};
 use holdfast_sim::{Faults, FaultyDevice};
 use holdfast_socket::{Address, Listener};
 use tempfile::TempDir;
+
+use crate::common::{Client, MIB, Mode, Socket, assert_same, command, error, eventually, pattern};
 
 /// A server of a disk in a thread of its own, stopped when this is dropped.
 struct Served {

@@ -1,19 +1,16 @@
 //! How a server starts, waits, and stops.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
+use holdfast_socket::Address;
+
+use crate::common::{
     Client, MIB, Mode, Rig, Setup, Socket, assert_same, command, flag, pattern, unix_path,
 };
-use holdfast_socket::Address;
 
 fn assert_all_returned(rig: &mut Rig) {
     for report in rig.stop() {

@@ -1,12 +1,9 @@
 //! A guest that sleeps is woken, also by a server that follows one that was killed.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{Setup, guest_options};
 use holdfast_virtio_driver::{BlkQueue, Client, Options, Request, Shape};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::common::{Setup, guest_options};
 
 /// Returns whether the guest has been called, or is within so many seconds.
 fn is_called(queue: &BlkQueue, seconds: i64) -> bool {

@@ -1,14 +1,11 @@
 //! Data that guests write and read, in every size, alignment and shape.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{Guest, MIB, Rig, Setup, ask, assert_same, drain, guest_options, pattern};
 use holdfast_bio::ReadPolicy;
 use holdfast_sim::Random;
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_virtio_driver::{Options, Range, Request, Segment, Shape, Status, TableShape};
+
+use crate::common::{Guest, MIB, Rig, Setup, ask, assert_same, drain, guest_options, pattern};
 
 const POLICIES: [ReadPolicy; 2] = [ReadPolicy::Always, ReadPolicy::Lazy];
 

@@ -1,12 +1,5 @@
 //! When what was written is durable, and what a sector does that has become corrupt.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{
-    Answer, MIB, Raw, RawQueue, Rig, Setup, Shared, assert_same, drain, message, pattern,
-};
 use holdfast_bio::ReadPolicy;
 use holdfast_sim::Faults;
 use holdfast_units::{BlockSize, to_u64, to_usize};
@@ -14,6 +7,10 @@ use holdfast_vhost_user_blk::{Options, QueueCounts};
 use holdfast_virtio_driver::{Range, Request, Segment, Status};
 use holdfast_volume::TUPLE_BLOCK;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
+
+use crate::common::{
+    self, Answer, MIB, Raw, RawQueue, Rig, Setup, Shared, assert_same, drain, message, pattern,
+};
 
 const WRITE: u32 = 1;
 const FLUSH: u32 = 4;

@@ -1,9 +1,5 @@
 //! Front ends that break every rule: it costs them their connection, and nobody else anything.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,14 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{
-    Answer, MIB, Over, Raw, RawQueue, Rig, Setup, Shared, addresses, beside_a_neighbour, bytes_of,
-    eventually, in_flight, message, one_region, state, table, words,
-};
 use holdfast_iov::Region;
 use holdfast_sim::Random;
 use holdfast_units::to_usize;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+use crate::common::{
+    self, Answer, MIB, Over, Raw, RawQueue, Rig, Setup, Shared, addresses, beside_a_neighbour,
+    bytes_of, eventually, in_flight, message, one_region, state, table, words,
+};
 
 fn memory(len: u64) -> File {
     let file = memfd_create("hostile", MemfdFlags::CLOEXEC).unwrap();

@@ -1,20 +1,17 @@
 //! Drivers that break every rule: it costs them their request or their queue, and nobody else anything.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{
-    Answer, MIB, Over, Raw, RawQueue, Rig, Shared, assert_same, beside_a_neighbour, eventually,
-    message, pattern, state, words,
-};
 use holdfast_sim::Random;
 use holdfast_units::to_usize;
 use holdfast_virtio_driver::Status;
+
+use crate::common::{
+    self, Answer, MIB, Over, Raw, RawQueue, Rig, Shared, assert_same, beside_a_neighbour,
+    eventually, message, pattern, state, words,
+};
 
 const NEXT: u16 = 1;
 const WRITABLE: u16 = 2;

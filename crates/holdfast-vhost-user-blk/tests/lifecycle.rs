@@ -1,19 +1,16 @@
 //! How queues and servers start, stop and come back, while there is something to do.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use common::{
-    Answer, Guest, MIB, Raw, RawQueue, Rig, Setup, Shared, assert_same, drain, eventually,
-    guest_options, message, pattern, state, table, verify_until, words,
-};
 use holdfast_sim::Random;
 use holdfast_units::{to_u64, to_usize};
 use holdfast_virtio_driver::{BlkQueue, Completion, Options, Request, Segment, Shape, Status};
+
+use crate::common::{
+    self, Answer, Guest, MIB, Raw, RawQueue, Rig, Setup, Shared, assert_same, drain, eventually,
+    guest_options, message, pattern, state, table, verify_until, words,
+};
 
 const EACH: u32 = 4608;
 const COUNT: u64 = 60;

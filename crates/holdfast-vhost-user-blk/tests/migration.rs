@@ -1,20 +1,17 @@
 //! The dirty log: every page of a guest that the server writes to is marked while the guest is migrated.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 
-use common::{
-    Answer, LOG_ALL, MIB, Raw, RawQueue, Rig, Setup, Shared, addresses, eventually, message,
-    pattern, words,
-};
 use holdfast_iov::Region;
 use holdfast_units::to_usize;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+use crate::common::{
+    Answer, LOG_ALL, MIB, Raw, RawQueue, Rig, Setup, Shared, addresses, eventually, message,
+    pattern, words,
+};
 
 const PAGE: u64 = 4096;
 /// What the front end says is the guest address of the used ring.

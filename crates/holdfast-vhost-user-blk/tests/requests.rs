@@ -1,16 +1,13 @@
 //! What is answered to each kind of request, also to those that make no sense.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{Guest, MIB, Setup, ask, assert_same, drain, guest_options, pattern};
 use holdfast_units::BlockSize;
 use holdfast_virtio_driver::{BlkQueue, Range, Request, Segment, Shape, Status, TableShape, Token};
 use holdfast_virtqueue::Piece;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_WRITE_ZEROES,
 };
+
+use crate::common::{self, Guest, MIB, Setup, ask, assert_same, drain, guest_options, pattern};
 
 const READ: u32 = 0;
 const WRITE: u32 = 1;

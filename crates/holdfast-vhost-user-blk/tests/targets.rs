@@ -1,15 +1,10 @@
 //! Disks that are no volumes: memory, a file with holes, and devices that have large blocks, are full, or move
 //! less than they were asked to.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 
-use common::{Guest, MIB, assert_same, drain, guest_options, pattern};
 use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Limits};
 use holdfast_device::{Backing, FileDevice, MemoryDevice};
 use holdfast_ring::{SharedRing, Waker};
@@ -20,6 +15,8 @@ use holdfast_vhost_user_blk::{Description, Options, Server, Target};
 use holdfast_virtio_driver::{Range, Request, Segment, Shape, Status};
 use tempfile::TempDir;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_RO};
+
+use crate::common::{Guest, MIB, assert_same, drain, guest_options, pattern};
 
 /// A disk of which queues are opened by a function.
 struct Disk<F> {

@@ -1,17 +1,14 @@
 //! What no driver and no device should do, and what the other side says to it.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::sync::atomic::Ordering;
 
-use common::{BASE, FREE, LEN, Shared, readable, writable};
 use holdfast_virtqueue::{
     BadChain, Broken, Chain, Descriptor, Driver, Misused, Table, Taken, Virtqueue,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
+
+use crate::common::{BASE, FREE, LEN, Shared, readable, writable};
 
 const NEXT: u32 = 1;
 const WRITE: u32 = 2;

@@ -2,17 +2,14 @@
 //! memory that it leaves behind. Every request that was taken and not shown as used comes again, in
 //! the order in which they were taken, and none of them twice.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
-use common::{BASE, FREE, Shared, readable};
 use holdfast_virtqueue::{Chain, Driver, Inflight, InflightError, Table, Virtqueue};
 use proptest::collection::vec;
 use proptest::prelude::*;
+
+use crate::common::{BASE, FREE, Shared, readable};
 
 #[derive(Clone, Copy, Debug)]
 enum Step {

@@ -1,16 +1,13 @@
 //! Both sides of a queue against lists: requests arrive whole, once and in order, end in the order in
 //! which they were given back, and nobody sleeps while there is something to do.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::collections::VecDeque;
 
-use common::{BASE, FREE, Shared, readable, writable};
 use holdfast_virtqueue::{Chain, Descriptor, Driver, Full, Piece, Table, Taken, Used, Virtqueue};
 use proptest::collection::vec;
 use proptest::prelude::*;
+
+use crate::common::{BASE, FREE, Shared, readable, writable};
 
 /// What one side does.
 #[derive(Clone, Copy, Debug)]

@@ -1,17 +1,14 @@
 //! Both sides of a queue in threads of their own, each of which sleeps when the queue says that it may,
 //! and wakes the other when the queue says that it must.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{hint, thread};
 
-use common::{BASE, FREE, Shared, readable, writable};
 use holdfast_iov::Place;
 use holdfast_virtqueue::{Chain, Driver, Table, Virtqueue};
+
+use crate::common::{BASE, FREE, Shared, readable, writable};
 
 /// How long requests are added to each queue.
 const TIME: Duration = Duration::from_millis(500);

@@ -1,15 +1,10 @@
 //! Bad images, bad devices and bad requests: a clear error to the one who sent it, nothing changed,
 //! and everybody else is served.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{Disk, fill, flip, formats, options, peek, poke};
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Mismatch, Op, ReadPolicy, Tag};
 use holdfast_checksum::GuardKind;
 use holdfast_device::{Access, Backing, FileDevice, MemoryDevice};
@@ -23,6 +18,8 @@ use holdfast_volume::format::{
 use holdfast_volume::{Client, CreateOptions, Durability, OpenOptions, Queue, Volume, VolumeError};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
+
+use crate::common::{self, Disk, fill, flip, formats, options, peek, poke};
 
 const CAPACITY: u64 = 1 << 20;
 const READ_ONLY: OpenOptions = OpenOptions { read_only: true, ..READ_WRITE };

@@ -1,20 +1,17 @@
 //! Every flipped bit is found, blamed on its sector, and on no other.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::sync::Arc;
 
-use common::{
-    FileMedium, Medium, client, fill, flip, formats, open, options, peek, poke, tuple_at,
-};
 use holdfast_bio::{Error, Mismatch, Op, Tag};
 use holdfast_checksum::GuardKind;
 use holdfast_device::MemoryDevice;
 use holdfast_sim::Random;
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_volume::{Client, Volume};
+
+use crate::common::{
+    self, FileMedium, Medium, client, fill, flip, formats, open, options, peek, poke, tuple_at,
+};
 
 /// A volume, what it must hold, and which of its sectors were written.
 struct Scene<M: Medium> {

@@ -1,16 +1,13 @@
 //! What was flushed is there afterwards, and how space is managed.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{Disk, FileMedium, Medium, client, fill, formats, open, options};
 use holdfast_bio::{Bio, BlockDevice, Error, Op, ReadPolicy};
 use holdfast_checksum::GuardKind;
 use holdfast_iov::Memory;
 use holdfast_sim::{Faults, FaultyDevice};
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_volume::{OpenOptions, Queue, Volume};
+
+use crate::common::{self, Disk, FileMedium, Medium, client, fill, formats, open, options};
 
 const CAPACITY: u64 = 1 << 20;
 

@@ -7,22 +7,19 @@
 //!
 //! They are never written over. To write one anew, which only a new version of the format can be a
 //! reason for, remove the file and run
-//! `HOLDFAST_WRITE_GOLDEN=1 cargo test -p holdfast-volume --test golden`.
-
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
+//! `HOLDFAST_WRITE_GOLDEN=1 cargo test -p holdfast-volume --test all golden::`.
 
 use std::fs;
 use std::path::PathBuf;
 
-use common::{Disk, fill, formats, peek, poke};
 use holdfast_bio::{BlockDevice, Op, ReadPolicy};
 use holdfast_checksum::GuardKind;
 use holdfast_device::MemoryDevice;
 use holdfast_units::{BlockSize, to_usize};
 use holdfast_volume::format::ErrorCounts;
 use holdfast_volume::{Geometry, TUPLE_BLOCK, Volume};
+
+use crate::common::{self, Disk, fill, formats, peek, poke};
 
 const BLOCK: usize = 512;
 const MIB: u64 = 1 << 20;

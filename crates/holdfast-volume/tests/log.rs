@@ -4,15 +4,10 @@
 //! A volume that is dropped without a flush has lost what a killed process would lose: the tuples in
 //! its memory.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{FileMedium, Medium, client, fill, formats, options, peek, poke, scrub};
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Mismatch, Op, Tag};
 use holdfast_checksum::GuardKind;
 use holdfast_device::FileDevice;
@@ -23,6 +18,8 @@ use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_volume::format::{RawSuperblock, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, features};
 use holdfast_volume::{Durability, OpenOptions, Queue, Volume, VolumeError};
 use zerocopy::{FromBytes, IntoBytes};
+
+use crate::common::{self, FileMedium, Medium, client, fill, formats, options, peek, poke, scrub};
 
 const CAPACITY: u64 = 4 << 20;
 const SECTORS: usize = 40;

@@ -1,15 +1,9 @@
 //! A volume on a mirror: what is bad on one leg is served from another and repaired, whatever it is;
 //! what is bad on all is an error and nothing else.
 
-#![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{fill, formats, group_bytes, options, run, scrub, tuple_at};
 use holdfast_bio::{Bio, BlockDevice, Error, Op, ReadPolicy, Tag};
 use holdfast_checksum::GuardKind;
 use holdfast_device::MemoryDevice;
@@ -18,6 +12,8 @@ use holdfast_mirror::{LEGS_MAX, LegState, Mirror, MirrorDevice, Missed, assemble
 use holdfast_sim::{Fault, Faults, FaultyDevice, Random};
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_volume::{Client, Durability, OpenOptions, Queue, Resync, Volume, VolumeError};
+
+use crate::common::{fill, formats, group_bytes, options, run, scrub, tuple_at};
 
 type Device = MirrorDevice<FaultyDevice<MemoryDevice>>;
 

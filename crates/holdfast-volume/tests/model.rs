@@ -6,18 +6,15 @@
 //! what a write stored that began before the read ended, unless another write lies wholly between
 //! the two.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::collections::HashMap;
 
-use common::{Disk, FaultyQueue, formats};
 use holdfast_bio::{Bio, BlockDevice, Ended, Op};
 use holdfast_iov::Memory;
 use holdfast_sim::{Faults, Random};
 use holdfast_units::{BlockSize, to_usize};
 use holdfast_volume::{Geometry, Scrub};
+
+use crate::common::{self, Disk, FaultyQueue, formats};
 
 const UNIT: u64 = 512;
 

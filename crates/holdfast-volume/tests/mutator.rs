@@ -1,16 +1,11 @@
 //! Memory that a thread keeps storing to while it is written from and read into: no bad guard is
 //! ever stored, and nothing is ever called corrupt that is not.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Disk, fill, formats};
 use holdfast_bio::{BounceCounters, Error, Op, ReadPolicy, Tag};
 use holdfast_checksum::GuardKind;
 use holdfast_device::MemoryDevice;
@@ -18,6 +13,8 @@ use holdfast_iov::{IovIter, Region, VolatileMemory};
 use holdfast_sim::Random;
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_volume::Client;
+
+use crate::common::{self, Disk, fill, formats};
 
 /// All that the mutator ever stores.
 const VALUES: [u8; 4] = [0x11, 0x2d, 0x88, 0xf4];

@@ -1,11 +1,6 @@
 //! A scrub of a volume in use: where it is and what it found last, and nobody is blamed who only
 //! writes meanwhile.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
-use common::{Disk, FileMedium, Medium, fill, formats, group_bytes, options};
 use holdfast_bio::{Bio, BlockDevice, Error, ReadPolicy};
 use holdfast_checksum::GuardKind;
 use holdfast_device::MemoryDevice;
@@ -13,6 +8,8 @@ use holdfast_sim::{Fault, Faults, Random};
 use holdfast_units::{BlockSize, to_usize};
 use holdfast_volume::format::{ScrubRecord, features};
 use holdfast_volume::{Client, Queue, ScrubBatch, ScrubReport, Volume};
+
+use crate::common::{self, Disk, FileMedium, Medium, fill, formats, group_bytes, options};
 
 /// Runs one batch from where the pass is, and returns what it found.
 fn batch<D: BlockDevice>(queue: &mut Queue<D>, bytes: u64, now: u64) -> ScrubReport {

@@ -1,17 +1,14 @@
 //! Sizes at which numbers of 32 bits no longer do.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Disk, FileMedium, Medium, client, fill, formats, open, options};
 use holdfast_bio::{Bio, ReadPolicy};
 use holdfast_checksum::GuardKind;
 use holdfast_device::{Backing, OpenError};
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_volume::{Client, Volume};
+
+use crate::common::{self, Disk, FileMedium, Medium, client, fill, formats, open, options};
 
 const TIB: u64 = 1 << 40;
 

@@ -1,15 +1,10 @@
 //! Queues in several threads over one volume: they meet in few groups, in a cache of one set, and
 //! in the same sectors.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Disk, FileMedium, Medium, formats, open, options};
 use holdfast_bio::{Bio, BlockDevice, Ended, Op, ReadPolicy};
 use holdfast_checksum::GuardKind;
 use holdfast_device::{Backing, FileDevice};
@@ -18,6 +13,8 @@ use holdfast_ring::Ring;
 use holdfast_sim::Random;
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use holdfast_volume::{OpenOptions, Queue, Volume};
+
+use crate::common::{self, Disk, FileMedium, Medium, formats, open, options};
 
 /// More than the ways of a set.
 const GROUPS: u64 = 11;

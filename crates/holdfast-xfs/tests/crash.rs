@@ -1,8 +1,4 @@
 //! What is left of files after a power cut, when blocks change hands between them.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-mod images;
 
 use std::ops::RangeInclusive;
 
@@ -15,8 +11,8 @@ use holdfast_xfs::{Ino, MountOptions, Xfs, XfsError};
 use holdfast_xfs_format::RawSuperblock;
 use zerocopy::FromBytes;
 
-use common::{SECTOR, unpacked};
-use images::{Image, SIZE, text};
+use crate::common::{SECTOR, unpacked};
+use crate::images::{Image, SIZE, text};
 
 /// What both files hold in the beginning.
 const BYTE: u8 = 0x61;

@@ -2,9 +2,6 @@
 //! something without an end.
 //!
 //! `HOLDFAST_FLIPS=100000` flips more bits than the default.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::rc::Rc;
 
@@ -13,7 +10,7 @@ use holdfast_iomap::{Error, How, Mapper, Purpose};
 use holdfast_units::{to_u64, to_usize};
 use holdfast_xfs::{MountOptions, Xfs, XfsError};
 
-use common::{SECTOR, Tree, Watched, golden, mount, observe, unpacked};
+use crate::common::{self, SECTOR, Tree, Watched, golden, mount, observe, unpacked};
 
 /// Marsaglia's xorshift, which is the same each time.
 struct Choices(u64);

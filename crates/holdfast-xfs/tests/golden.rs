@@ -3,9 +3,6 @@
 //! `golden/linux` holds its size (8 bytes, little-endian) and each sector of 512 bytes that is not zeros
 //! behind its offset (8 bytes). Its log was left out: it counts as never written. `golden/make.sh` says how
 //! the image was made, and how it is packed.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::fs;
 use std::rc::Rc;
@@ -14,7 +11,7 @@ use holdfast_device::MemoryDevice;
 use holdfast_units::to_u64;
 use holdfast_xfs::{FileType, Kind, Mapping, MappingState, MountOptions, Timestamp, Xfs, XfsError};
 
-use common::{SECTOR, golden, mount, observe};
+use crate::common::{SECTOR, golden, mount, observe};
 
 /// The variables that name images to be packed, and what they become.
 const WRITE: [(&str, &str); 2] =

@@ -1,10 +1,6 @@
 //! Random direct writes, truncates, holes and reservations, against a model of the bytes; `xfs_repair` is
 //! the judge of everything else.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod images;
-
 use holdfast_bio::ReadPolicy;
 use holdfast_device::FileDevice;
 use holdfast_iomap::{DirectIo, Direction, Flags, Request};
@@ -12,7 +8,8 @@ use holdfast_iov::{Memory, Pool};
 use holdfast_sim::Random;
 use holdfast_units::{to_u64, to_usize};
 use holdfast_xfs::{Ino, MountOptions, Xfs, XfsError};
-use images::{Image, find};
+
+use crate::images::{Image, find};
 
 /// No file becomes longer.
 const SIZE_MAX: u64 = 3 << 20;

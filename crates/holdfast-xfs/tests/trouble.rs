@@ -1,9 +1,5 @@
 //! Writing when something goes wrong: no space, a device that fails, somebody who may not write.
 //! `xfs_repair` is the judge of what is left.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-mod images;
 
 use std::process::Command;
 
@@ -15,8 +11,8 @@ use holdfast_sim::{Fault, Faults, FaultyDevice};
 use holdfast_units::to_usize;
 use holdfast_xfs::{Ino, MountOptions, Timestamp, Xfs, XfsError};
 
-use common::unpacked;
-use images::{Image, run, text};
+use crate::common::unpacked;
+use crate::images::{Image, run, text};
 
 /// What both files of the golden image hold, and how much of it.
 const BYTE: u8 = 0x61;

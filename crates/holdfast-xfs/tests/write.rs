@@ -1,9 +1,5 @@
 //! Writing to images that mkfs.xfs made; `xfs_repair` is the judge.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod images;
-
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +8,8 @@ use holdfast_device::FileDevice;
 use holdfast_iomap::{DirectIo, Direction, Request};
 use holdfast_iov::{Memory, Pool};
 use holdfast_xfs::{Ino, MountOptions, Timestamp, Xfs, XfsError};
-use images::{Image, find, text};
+
+use crate::images::{Image, find, text};
 
 #[test]
 fn times_that_were_set_are_there_after_the_next_mount() {

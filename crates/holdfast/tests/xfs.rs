@@ -1,5 +1,4 @@
 //! `holdfast xfs` as a user runs it, on an image that Linux made.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};

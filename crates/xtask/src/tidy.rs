@@ -39,6 +39,16 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
             faults.extend(faults_of(path, &text));
             files += 1;
         }
+        if let Some((folder, name)) = test_of(path)
+            && file.is_file()
+        {
+            let read = |file: &str| fs::read_to_string(workspace.root.join(folder).join(file));
+            // Without the file cargo finds each test by itself.
+            let roots = [read("tests/main.rs"), read("Cargo.toml")].map(Result::unwrap_or_default);
+            if !is_reached(name, &roots) {
+                faults.push(format!("{path}: neither in tests/main.rs nor a [[test]] of its own"));
+            }
+        }
     }
     if !faults.is_empty() {
         bail!("{}\n{} faults", faults.join("\n"), faults.len());
@@ -49,6 +59,22 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
 
 fn is_text(path: &str) -> bool {
     [".rs", ".toml", ".md", ".sh", ".yml", ".ci/run"].iter().any(|end| path.ends_with(end))
+}
+
+/// The folder of the crate and the name of the test, of a file right in `tests`.
+fn test_of(path: &str) -> Option<(&str, &str)> {
+    let (folder, file) = path.split_once("/tests/")?;
+    let name = file.strip_suffix(".rs")?;
+    (folder.starts_with("crates/") && !name.contains('/') && name != "main")
+        .then_some((folder, name))
+}
+
+/// Whether cargo builds a test, by the text of `tests/main.rs` and that of `Cargo.toml`.
+fn is_reached(name: &str, [main, manifest]: &[String; 2]) -> bool {
+    let is_line = |text: &str, line: &str| text.lines().any(|found| found == line);
+    !is_line(manifest, "autotests = false")
+        || is_line(main, &format!("mod {name};"))
+        || is_line(manifest, &format!("path = \"tests/{name}.rs\""))
 }
 
 /// What is wrong with a file, each as `path:line: what`.
@@ -176,6 +202,26 @@ mod tests {
     #[test]
     fn three_crates_may_hold_unsafe_code() {
         assert!(faults_of("crates/holdfast-iov/src/lib.rs", b"//! Memory.\n").is_empty());
+    }
+
+    #[test]
+    fn a_test_is_a_file_right_in_the_folder_of_tests() {
+        assert_eq!(test_of("crates/a/tests/b.rs"), Some(("crates/a", "b")));
+        let others = ["crates/a/tests/main.rs", "crates/a/tests/b/mod.rs", "crates/a/src/b.rs"];
+        assert!(others.iter().all(|path| test_of(path).is_none()));
+    }
+
+    #[test]
+    fn a_test_that_no_program_has_is_found() {
+        let manifest = "autotests = false\n[[test]]\npath = \"tests/alone.rs\"\n".to_owned();
+        let roots = ["mod common;\nmod model;\n".to_owned(), manifest];
+        let reached = ["model", "alone", "forgotten"].map(|name| is_reached(name, &roots));
+        assert_eq!(reached, [true, true, false]);
+    }
+
+    #[test]
+    fn cargo_finds_tests_by_itself_where_nobody_forbids_it() {
+        assert!(is_reached("any", &[String::new(), "[package]\n".to_owned()]));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 # Makes the image that golden/shared is packed from: two files share 64 KiB. As root, with xfsprogs:
 #
 #     sh make-shared.sh /tmp/shared.img
-#     HOLDFAST_WRITE_GOLDEN_SHARED=/tmp/shared.img cargo test -p holdfast-xfs --test golden
+#     HOLDFAST_WRITE_GOLDEN_SHARED=/tmp/shared.img cargo test -p holdfast-xfs --test all golden::
 set -eu
 
 image=$1

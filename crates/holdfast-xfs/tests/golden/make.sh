@@ -2,7 +2,7 @@
 # Makes the image that golden/linux is packed from. As root, with xfsprogs, attr and util-linux:
 #
 #     sh make.sh /tmp/linux.img
-#     HOLDFAST_WRITE_GOLDEN=/tmp/linux.img cargo test -p holdfast-xfs --test golden
+#     HOLDFAST_WRITE_GOLDEN=/tmp/linux.img cargo test -p holdfast-xfs --test all golden::
 set -eu
 
 image=$1

@@ -1,0 +1,11 @@
+//! The tests of this crate in one program, which is linked once.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod blocks;
+mod common;
+mod model;
+mod mutator;
+mod power;
+mod requests;

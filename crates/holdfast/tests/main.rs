@@ -1,0 +1,9 @@
+//! The tests of this crate in one program, which is linked once.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod cli;
+mod mirror;
+mod torture;
+mod xfs;
