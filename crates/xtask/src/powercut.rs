@@ -5,6 +5,7 @@ use std::fmt;
 use anyhow::Result;
 use clap::Args;
 
+use crate::program::Program;
 use crate::run::{command, show};
 use crate::workspace::Workspace;
 
@@ -52,9 +53,7 @@ impl fmt::Display for Options {
 
 /// Builds the program that does it, and runs it with the same options.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
-    const PROGRAM: &str = "holdfast-powercut";
-    show(command("cargo", &["build", "--release", "-p", PROGRAM]).current_dir(&workspace.root))?;
-    let program = workspace.target.join("release").join(PROGRAM);
+    let program = Program::Powercut.build(workspace)?;
     let arguments = options.to_string();
     show(command(&program.to_string_lossy(), &[]).args(arguments.split(' ').skip(1)))
 }

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::Value;
 
-use crate::run::{command, line, show};
+use crate::program::Program;
+use crate::run::{command, line};
 use crate::workspace::Workspace;
 
 const GUARDS: [&str; 3] = ["crc16", "crc32c", "crc64"];
@@ -94,7 +95,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         Some(path) => {
             path.canonicalize().with_context(|| format!("no program {}", path.display()))?
         }
-        None => build(workspace)?,
+        None => Program::Holdfast.build(workspace)?,
     };
     let directory = workspace.target.join("tmp");
     fs::create_dir_all(&directory)
@@ -113,11 +114,6 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         println!("{}: {total} ({:.0} s)", part.name, started.elapsed().as_secs_f64());
     }
     Ok(())
-}
-
-fn build(workspace: &Workspace) -> Result<PathBuf> {
-    show(command("cargo", &["build", "--release", "-p", "holdfast"]).current_dir(&workspace.root))?;
-    Ok(workspace.target.join("release/holdfast"))
 }
 
 fn seed_of_now() -> u64 {

@@ -20,7 +20,9 @@ mod scrub;
 mod server;
 mod xfs;
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{env, fmt, fs, process};
 
@@ -29,7 +31,8 @@ use clap::Args;
 
 use self::scene::{Given, Scene};
 use crate::packages;
-use crate::run::{command, show};
+use crate::program::Program;
+use crate::together::{self, Job};
 use crate::tools;
 use crate::workspace::Workspace;
 
@@ -209,7 +212,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         Some(path) => {
             path.canonicalize().with_context(|| format!("no program {}", path.display()))?
         }
-        None => build(workspace)?,
+        None => Program::Holdfast.build(workspace)?,
     };
     let wants_fsx = scenarios.iter().any(|scenario| scenario.name == fsx::NAME);
     let given = Given {
@@ -220,18 +223,34 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         fsx: if wants_fsx { tools::installed(workspace, "fsx").ok() } else { None },
     };
     // Not in the target directory: the path of a Unix socket has 107 bytes at most.
+    let [scenario] = *scenarios else {
+        return several(workspace, scenarios, &program, options);
+    };
     let root = env::temp_dir().join(format!("holdfast-e2e-{}", process::id()));
-    let mut failed = Vec::new();
-    println!();
-    for scenario in scenarios {
-        if !play(scenario, &root.join(scenario.name), &program, &given)? {
-            failed.push(scenario.name);
-        }
-    }
-    if !failed.is_empty() {
-        bail!("failed: {}; evidence is in {}", failed.join(", "), root.display());
+    if !play(scenario, &root.join(scenario.name), &program, &given)? {
+        bail!("failed: {}; evidence is in {}", scenario.name, root.display());
     }
     fs::remove_dir(&root).with_context(|| format!("cannot remove {}", root.display()))
+}
+
+/// Runs each scenario in a process of its own: what one starts inherits no file from another.
+fn several(
+    workspace: &Workspace,
+    mut scenarios: Vec<&'static Scenario>,
+    program: &Path,
+    options: &Options,
+) -> Result<()> {
+    // Otherwise a long one would be alone in the end.
+    scenarios.sort_by_key(|scenario| Reverse(scenario.limit));
+    let this = env::current_exe().context("where this program is")?;
+    let job = |scenario: &Scenario| {
+        let names = vec![scenario.name.to_owned()];
+        let options = Options { names, program: None, ..options.clone() };
+        let mut command = Command::new(&this);
+        command.args(options.to_string().split(' ')).arg("--program").arg(program);
+        Job { name: scenario.name.to_owned(), command }
+    };
+    together::run(scenarios.into_iter().map(job).collect(), &workspace.target.join("tmp"))
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
@@ -245,11 +264,6 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
             find(name).with_context(|| format!("no scenario {name}; --list says which there are"))
         })
         .collect()
-}
-
-fn build(workspace: &Workspace) -> Result<PathBuf> {
-    show(command("cargo", &["build", "--release", "-p", "holdfast"]).current_dir(&workspace.root))?;
-    Ok(workspace.target.join("release/holdfast"))
 }
 
 /// Runs one scenario, says how it ended, and returns whether that is fine.

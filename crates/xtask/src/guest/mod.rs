@@ -27,7 +27,7 @@ use self::play::Play;
 use self::process::Desk;
 use self::server::Kind;
 use crate::packages;
-use crate::run::{command, show};
+use crate::program::Program;
 use crate::workspace::Workspace;
 
 /// How many lines of each log are shown of a scenario that failed.
@@ -108,7 +108,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         Some(path) => {
             Some(path.canonicalize().with_context(|| format!("no program {}", path.display()))?)
         }
-        None => Some(build(workspace)?),
+        None => Some(Program::Holdfast.build(workspace)?),
     };
     let kind = program.as_deref().map_or(Kind::Peer, Kind::Holdfast);
     let root = workspace.target.join(format!("tmp/guest-{}", std::process::id()));
@@ -139,11 +139,6 @@ fn chosen(options: &Options) -> Result<Vec<&'static Case>> {
         find(name).with_context(|| format!("no scenario {name}; --list says which there are"))
     };
     options.names.iter().map(known).collect()
-}
-
-fn build(workspace: &Workspace) -> Result<PathBuf> {
-    show(command("cargo", &["build", "--release", "-p", "holdfast"]).current_dir(&workspace.root))?;
-    Ok(workspace.target.join("release/holdfast"))
 }
 
 /// Plays one case, says how it ended, and returns whether that is fine.
