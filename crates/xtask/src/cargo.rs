@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::packages;
 use crate::run::{command, output, show};
+use crate::together::{self, Job};
 use crate::workspace::Workspace;
 
 /// Crates with loom models, which are unit tests with `loom` in their path.
@@ -46,23 +47,22 @@ pub(crate) fn unit(workspace: &Workspace) -> Result<()> {
 }
 
 pub(crate) fn loom(workspace: &Workspace) -> Result<()> {
-    let loom = |crates: &[&str]| {
-        let mut test = cargo(workspace, &["test", "--release", "--lib"]);
-        test.args(crates.iter().flat_map(|name| ["-p", name])).arg("loom");
-        test.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", workspace.target.join("loom"));
-        // The models build faster and check more.
-        test.env("CARGO_PROFILE_RELEASE_LTO", "off")
-            .env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
-        test
-    };
-    show(&mut loom(LOOM))?;
-    // A filter that matches nothing passes.
-    for name in LOOM {
-        if !output(loom(&[name]).args(["--quiet", "--", "--list"]))?.contains(": test") {
-            bail!(
-                "{name} has no loom model: add one, or take it out of LOOM in crates/xtask/src/cargo.rs"
-            );
+    let mut build = cargo(workspace, &["test", "--lib"]);
+    build.args(LOOM.iter().flat_map(|name| ["-p", name]));
+    build.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", workspace.target.join("loom"));
+    let binaries = test_binaries(build)?;
+    for binary in tests_of(LOOM, &binaries)? {
+        let models = |arguments: &[&str]| {
+            let mut models = Command::new(&binary.executable);
+            models.arg("loom").args(arguments).current_dir(&binary.directory);
+            models
+        };
+        // A filter that matches nothing passes.
+        if !output(&mut models(&["--list"]))?.contains(": test") {
+            let directory = binary.directory.display();
+            bail!("{directory} has no loom model: add one, or take it out of LOOM in {}", file!());
         }
+        show(&mut models(&[]))?;
     }
     Ok(())
 }
@@ -79,13 +79,17 @@ pub(crate) fn valgrind(workspace: &Workspace) -> Result<()> {
     packages::ensure(&[packages::VALGRIND])?;
     let skips = env::var("HOLDFAST_VALGRIND_SKIP").unwrap_or_default();
     let skips: Vec<_> = skips.split(',').filter(|name| !name.is_empty()).collect();
-    for binary in test_binaries(workspace)? {
+    // Of all crates, since what they depend on is built once more, with other features, for a few.
+    let binaries = test_binaries(cargo(workspace, &["test", "--workspace"]))?;
+    let mut jobs = Vec::new();
+    for binary in tests_of(VALGRIND, &binaries)? {
         let mut valgrind = command("valgrind", &["--error-exitcode=9", "--quiet"]);
         valgrind.arg(&binary.executable).args(skips.iter().flat_map(|name| ["--skip", name]));
         valgrind.env("HOLDFAST_VALGRIND", "1").env("PROPTEST_CASES", "16");
-        show(valgrind.current_dir(&binary.directory))?;
+        valgrind.current_dir(&binary.directory);
+        jobs.push(Job { name: binary.executable.display().to_string(), command: valgrind });
     }
-    Ok(())
+    together::run(jobs, &workspace.target.join("tmp"))
 }
 
 /// An executable that cargo would run, and where it would run it.
@@ -94,11 +98,22 @@ struct TestBinary {
     directory: PathBuf,
 }
 
-/// Builds the tests that valgrind shall run.
-fn test_binaries(workspace: &Workspace) -> Result<Vec<TestBinary>> {
-    let mut build =
-        cargo(workspace, &["test", "--no-run", "--message-format=json-render-diagnostics"]);
-    build.args(VALGRIND.iter().flat_map(|name| ["-p", name]));
+/// The tests of these crates; fails for a crate that has none.
+fn tests_of<'a>(crates: &[&str], binaries: &'a [TestBinary]) -> Result<Vec<&'a TestBinary>> {
+    let mut found = Vec::new();
+    for name in crates {
+        let before = found.len();
+        found.extend(binaries.iter().filter(|binary| binary.directory.ends_with(name)));
+        if found.len() == before {
+            bail!("cargo built no test of {name}");
+        }
+    }
+    Ok(found)
+}
+
+/// Builds the tests that the command would run.
+fn test_binaries(mut build: Command) -> Result<Vec<TestBinary>> {
+    build.args(["--no-run", "--message-format=json-render-diagnostics"]);
     println!("\n$ {}", crate::run::line(&build));
     let mut seen = HashSet::new();
     let mut binaries = Vec::new();
@@ -108,9 +123,6 @@ fn test_binaries(workspace: &Workspace) -> Result<Vec<TestBinary>> {
         if seen.insert(binary.executable.clone()) {
             binaries.push(binary);
         }
-    }
-    if binaries.is_empty() {
-        bail!("cargo built no test of {}", VALGRIND.join(", "));
     }
     Ok(binaries)
 }
@@ -150,6 +162,14 @@ mod tests {
     #[test]
     fn a_test_runs_in_the_directory_of_its_crate() {
         assert_eq!(test_binary(&artifact(true)).unwrap().directory, PathBuf::from("/w/crates/iov"));
+    }
+
+    #[test]
+    fn a_crate_without_tests_is_an_error_that_names_it() {
+        let binaries = [test_binary(&artifact(true)).unwrap()];
+        assert_eq!(tests_of(&["iov"], &binaries).unwrap().len(), 1);
+        let error = tests_of(&["iov", "bio"], &binaries).err().unwrap();
+        assert_eq!(error.to_string(), "cargo built no test of bio");
     }
 
     #[test]

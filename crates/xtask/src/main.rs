@@ -53,26 +53,26 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Chore {
-    /// Everything that CI checks: `lint`, then `test` (about 32 minutes)
+    /// Everything that CI checks: `lint`, then `test` (about 20 minutes)
     Ci,
     /// Formatting, clippy, rustdoc, `layers` and `tidy`, with warnings as errors (1 minute)
     Lint,
-    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz`, `e2e`, `powercut`, and a short `torture` and `guest` (about 30 minutes)
+    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz`, `e2e`, `powercut`, and a short `torture` and `guest` (about 19 minutes)
     Test,
-    /// Unit, integration and documentation tests of every crate (8 minutes with the first build)
+    /// Unit, integration and documentation tests of every crate (6 minutes with the first build)
     Unit,
     /// The loom models: every interleaving of the few things that threads share (1 minute)
     Loom,
     /// The tests of the crates that hold unsafe code, under the address sanitizer (1 minute)
     Asan,
-    /// The tests of the memory and checksum crates under valgrind (2 minutes)
+    /// The tests of the memory and checksum crates under valgrind (1 minute)
     ///
     /// Tests see `HOLDFAST_VALGRIND=1` and `PROPTEST_CASES=16`. `HOLDFAST_VALGRIND_SKIP=NAME,NAME` leaves out
     /// the tests whose path contains a name.
     Valgrind,
-    /// Runs the fuzz targets for a while each; installs cargo-fuzz when it is missing (10 seconds a target)
+    /// Runs the fuzz targets for a while each, two at a time; installs cargo-fuzz when it is missing (10 seconds a target)
     Fuzz(fuzz::Options),
-    /// Drives the program with qemu, libnbd, fio and Linux's XFS (3 minutes, and a release build)
+    /// Drives the program with qemu, libnbd, fio and Linux's XFS, two scenarios at a time (2 minutes, and a build)
     E2e(e2e::Options),
     /// Boots Linux with a volume as its disk: file systems, swap, buffers that change in flight, outages (16 minutes)
     Guest(guest::Options),

@@ -61,7 +61,8 @@ pub(crate) fn run(scene: &Scene) -> Result<Outcome> {
 /// Builds the program that writes. It keeps the assertions that a release has not.
 fn build() -> Result<String> {
     let workspace = Workspace::find()?;
-    let build = ["build", "-p", "holdfast-xfs", "--example", "random"];
+    // For a crate alone, what it depends on is built once more, with other features.
+    let build = ["build", "--workspace", "--example", "random"];
     show(command("cargo", &build).current_dir(&workspace.root))?;
     let program = workspace.target.join("debug/examples/random");
     Ok(program.to_str().context("a path is not UTF-8")?.to_owned())
