@@ -52,7 +52,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let list = output(&mut fuzz(&["list"]))?;
     let known: Vec<_> = list.lines().map(str::trim).filter(|name| !name.is_empty()).collect();
     let wanted = targets(&known, &options.targets)?;
-    // Cargo builds all of them at once, which takes half the time.
+    // By one command, so that one is compiled while another is linked.
     let one = if let [target] = *wanted { Some(target) } else { None };
     show(fuzz(&["build"]).args(one).env("RUSTC_BOOTSTRAP", "1"))?;
     let mut jobs = Vec::new();
