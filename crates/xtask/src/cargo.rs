@@ -47,9 +47,13 @@ pub(crate) fn unit(workspace: &Workspace) -> Result<()> {
 }
 
 pub(crate) fn loom(workspace: &Workspace) -> Result<()> {
-    let mut build = cargo(workspace, &["test", "--lib"]);
+    let mut build = cargo(workspace, &["test", "--release", "--lib"]);
     build.args(LOOM.iter().flat_map(|name| ["-p", name]));
     build.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", workspace.target.join("loom"));
+    // The models build faster and check more.
+    build
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
     let binaries = test_binaries(build)?;
     for binary in tests_of(LOOM, &binaries)? {
         let models = |arguments: &[&str]| {
