@@ -1,5 +1,6 @@
 //! What can be said on the command line.
 
+mod bench;
 mod mount;
 mod xfs;
 
@@ -13,6 +14,7 @@ use holdfast_socket::Address;
 use holdfast_units::BlockSize;
 use holdfast_volume::{CreateOptions, Durability};
 
+pub(crate) use self::bench::Bench;
 pub(crate) use self::mount::Mount;
 pub(crate) use self::xfs::{Xfs, XfsAction, XfsCat, XfsGet, XfsLs, XfsPaths, XfsPut};
 
@@ -52,6 +54,8 @@ pub(crate) enum Command {
     Xfs(Xfs),
     /// Mount an XFS file system, until it is unmounted, or until SIGINT or SIGTERM.
     Mount(Mount),
+    /// Measure what protection costs: the same storage with and without it, in turns.
+    Bench(Bench),
     /// Show that a guest that changes its memory during I/O does no harm: on a scratch volume, with
     /// each read policy.
     Torture(Torture),

@@ -4,6 +4,7 @@
 
 mod announce;
 mod backing;
+mod bench;
 mod cli;
 mod control;
 mod copy;
@@ -93,6 +94,7 @@ fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Import(arguments) => copy::import(arguments),
         Command::Export(arguments) => copy::export(arguments),
         Command::Torture(arguments) => torture::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Xfs(arguments) => xfs::run(arguments),
         Command::Mount(arguments) => mount::run(arguments),
     }

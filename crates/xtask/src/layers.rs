@@ -15,7 +15,7 @@ const ROWS: &[(u32, &[&str])] = &[
     (5, &["holdfast-xfs"]),
     (6, &["holdfast-target"]),
     (7, &["holdfast-fuse", "holdfast-nbd", "holdfast-vhost-user-blk"]),
-    (8, &["holdfast-torture"]),
+    (8, &["holdfast-bench", "holdfast-torture"]),
     (9, &["holdfast", "holdfast-powercut", "xtask"]),
 ];
 
