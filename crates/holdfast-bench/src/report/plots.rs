@@ -34,11 +34,11 @@ pub(super) fn bars(table: &Found) -> Result<String, BenchError> {
     let mut svg = String::new();
     let modes = table.modes();
     let of = |line: &Line, mode| line.cell(mode).map(|cell| table.shows.of(cell));
-    let all = table.lines.iter().flat_map(|line| modes.iter().filter_map(|&mode| of(line, mode)));
-    let most = all.map(|spread| spread.max).fold(1e-3, f64::max);
-    let least = table.lines.iter().flat_map(|line| modes.iter().filter_map(|&mode| of(line, mode)));
-    let least = least.map(|spread| spread.min).fold(most, f64::min).max(1e-3);
-    // What is far apart is seen only so.
+    let all =
+        || table.lines.iter().flat_map(|line| modes.iter().filter_map(|&mode| of(line, mode)));
+    let most = all().map(|spread| spread.max).fold(1e-3, f64::max);
+    let least = all().map(|spread| spread.min).fold(most, f64::min).max(1e-3);
+    // Blocks of 4k and of 1M are far apart. The legend has its place above.
     let floor = 10_f64.powf(least.log10().floor());
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -47,12 +47,13 @@ pub(super) fn bars(table: &Found) -> Result<String, BenchError> {
             .margin(12)
             .x_label_area_size(32)
             .y_label_area_size(72)
-            .build_cartesian_2d(0.0..place(table.lines.len()), (floor..most * 1.2).log_scale())
+            .build_cartesian_2d(0.0..place(table.lines.len()), (floor..most * 6.0).log_scale())
             .map_err(drawing)?;
         chart
             .configure_mesh()
             .disable_x_mesh()
             .disable_x_axis()
+            .max_light_lines(0)
             .y_desc(table.shows.unit())
             .label_style(("sans-serif", 13))
             .draw()
