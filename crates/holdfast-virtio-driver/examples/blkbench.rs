@@ -58,6 +58,9 @@ struct Arguments {
     /// To look for ended requests all the time, and not to sleep.
     #[arg(long)]
     poll: bool,
+    /// To print each result as a line of JSON, and no table.
+    #[arg(long)]
+    json: bool,
     /// Not to ask for event indexes.
     #[arg(long)]
     no_event_index: bool,
@@ -108,6 +111,7 @@ struct Load {
 /// The result of one measurement.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
+    requests: f64,
     requests_per_second: f64,
     p50_us: f64,
     p99_us: f64,
@@ -130,13 +134,19 @@ fn main() -> Result<()> {
             connect(target, &arguments).with_context(|| format!("cannot use {}", target.name))
         })
         .collect::<Result<Vec<_>>>()?;
-    println!("| op | block | depth | target | MB/s | IOPS | p50 us | p99 us | ratio |");
-    println!("| --- | --: | --: | --- | --: | --: | --: | --: | --: |");
+    if !arguments.json {
+        println!("| op | block | depth | target | MB/s | IOPS | p50 us | p99 us | ratio |");
+        println!("| --- | --: | --: | --- | --: | --: | --: | --: | --: |");
+    }
     for &op in &arguments.op {
         for &block in &arguments.block {
             for &depth in &arguments.depth {
                 let rows = measure(&mut targets, &arguments, op, block, depth)?;
-                print(&targets, &rows, op, block, depth);
+                if arguments.json {
+                    print_json(&targets, &rows);
+                } else {
+                    print(&targets, &rows, op, block, depth);
+                }
             }
         }
     }
@@ -224,6 +234,7 @@ impl Connected {
         let at = |part: usize| f64::from(latencies[(latencies.len() - 1) * part / 100]) / 1e3;
         let count = f64::from(u32::try_from(latencies.len())?);
         Ok(Sample {
+            requests: count,
             requests_per_second: count / load.measured.as_secs_f64(),
             p50_us: at(50),
             p99_us: at(99),
@@ -313,6 +324,20 @@ fn print(targets: &[Connected], samples: &[Vec<Sample>], op: Op, block: u64, dep
             median(samples, |one| one.p99_us),
             rate / last,
         );
+    }
+}
+
+fn print_json(targets: &[Connected], samples: &[Vec<Sample>]) {
+    for (target, samples) in targets.iter().zip(samples) {
+        let of = |of: fn(&Sample) -> f64| median(samples, of);
+        let result = serde_json::json!({
+            "target": target.name,
+            "requests": of(|one| one.requests),
+            "requests_per_second": of(|one| one.requests_per_second),
+            "p50_us": of(|one| one.p50_us),
+            "p99_us": of(|one| one.p99_us),
+        });
+        println!("{result}");
     }
 }
 

@@ -5,25 +5,27 @@
 //! the medians of the rounds.
 
 mod fio;
+mod peers;
+mod server;
 mod xfs;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
+pub(crate) use self::peers::{Options as Comparison, run as compare};
+
 use self::fio::{Figures, Load, median};
+use self::server::Server;
 use crate::packages;
-use crate::run::{command, line, show};
+use crate::run::{command, show};
 use crate::workspace::Workspace;
 
 const SERVERS: [&str; 4] = ["full", "bitmap", "none", "raw"];
 const SIZE: &str = "1G";
-const START: Duration = Duration::from_secs(20);
 
 /// How often and how long.
 #[derive(Args, Clone, Debug)]
@@ -37,12 +39,8 @@ pub(crate) struct Options {
     /// How long each time
     #[arg(long, value_name = "SECONDS", default_value_t = 3)]
     seconds: u32,
-    /// Where the volumes are made; the default is in the target directory
-    #[arg(long, value_name = "DIRECTORY")]
-    directory: Option<PathBuf>,
-    /// Measure this program instead of building one from this workspace
-    #[arg(long, value_name = "PATH")]
-    program: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// What else is measured.
@@ -97,23 +95,55 @@ const LOADS: &[Load] = &[
     },
 ];
 
-/// A server, which is killed when it is dropped.
-struct Server {
-    child: Child,
+/// A server of a volume or of a raw file.
+struct Measured {
+    _server: Server,
     uri: String,
 }
 
-impl Server {
+impl Measured {
     /// Says to fio where it is.
     fn target(&self) -> [String; 3] {
         ["--ioengine=nbd".to_owned(), format!("--uri={}", self.uri), format!("--size={SIZE}")]
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It is of no more use in either case.
-        let _gone = self.child.kill().and_then(|()| self.child.wait());
+/// Where servers are measured, and which.
+#[derive(Args, Clone, Debug)]
+struct Place {
+    /// Where the volumes are made; the default is in the target directory
+    #[arg(long, value_name = "DIRECTORY")]
+    directory: Option<PathBuf>,
+    /// Measure this program instead of building one from this workspace
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+}
+
+impl Place {
+    /// Builds the program, unless there is one.
+    fn program(&self, workspace: &Workspace) -> Result<PathBuf> {
+        if let Some(path) = &self.program {
+            return path.canonicalize().with_context(|| format!("no {}", path.display()));
+        }
+        let mut build = command("cargo", &["build", "--release", "-p", "holdfast"]);
+        show(build.current_dir(&workspace.root))?;
+        Ok(workspace.target.join("release/holdfast"))
+    }
+
+    /// Makes a directory as long as something is done in it.
+    fn within<R>(
+        &self,
+        workspace: &Workspace,
+        measure: impl FnOnce(&Path) -> Result<R>,
+    ) -> Result<R> {
+        let parent = self.directory.clone().unwrap_or_else(|| workspace.target.join("tmp"));
+        let directory = parent.join(format!("bench-{}", std::process::id()));
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        let measured = measure(&directory);
+        fs::remove_dir_all(&directory)
+            .with_context(|| format!("cannot remove {}", directory.display()))?;
+        measured
     }
 }
 
@@ -123,23 +153,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         return xfs::run(workspace, options);
     }
     packages::ensure(packages::ALL)?;
-    let program = match &options.program {
-        Some(path) => path.canonicalize().with_context(|| format!("no {}", path.display()))?,
-        None => {
-            let mut build = command("cargo", &["build", "--release", "-p", "holdfast"]);
-            show(build.current_dir(&workspace.root))?;
-            workspace.target.join("release/holdfast")
-        }
-    };
-    let parent = options.directory.clone().unwrap_or_else(|| workspace.target.join("tmp"));
-    let directory = parent.join(format!("bench-{}", std::process::id()));
-    fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot make {}", directory.display()))?;
-    let measured = measure(&program, &directory, options);
-    let storage = measured.and_then(|measured| Ok((measured, durable(&directory, options)?)));
-    fs::remove_dir_all(&directory)
-        .with_context(|| format!("cannot remove {}", directory.display()))?;
-    let (measured, [plain, durable]) = storage?;
+    let program = options.place.program(workspace)?;
+    let (measured, [plain, durable]) = options.place.within(workspace, |directory| {
+        Ok((measure(&program, directory, options)?, durable(directory, options)?))
+    })?;
     print(&measured);
     println!(
         "\n4 KiB to a file here take {plain:.0} us, and {durable:.0} us to be durable: with full \
@@ -194,10 +211,10 @@ fn measure(program: &Path, directory: &Path, options: &Options) -> Result<Vec<[F
 }
 
 /// Serves a new volume with a durability, or a raw file with QEMU's server.
-fn start(program: &Path, directory: &Path, name: &str) -> Result<Server> {
+fn start(program: &Path, directory: &Path, name: &str) -> Result<Measured> {
     let path = |suffix: &str| format!("{}/{name}.{suffix}", directory.display());
     let (disk, socket) = (path("disk"), path("sock"));
-    let mut serve = if name == "raw" {
+    let serve = if name == "raw" {
         show(&mut command("truncate", &["--size", SIZE, &disk]))?;
         let cached = ["--cache=none", "--aio=io_uring", "--persistent", "--format=raw"];
         let mut serve = command("qemu-nbd", &cached);
@@ -209,22 +226,8 @@ fn start(program: &Path, directory: &Path, name: &str) -> Result<Server> {
         serve.args(["--nbd", &format!("unix:{socket}")]);
         serve
     };
-    let log = fs::File::create(path("log"))?;
-    serve.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    let child = serve.spawn().with_context(|| format!("cannot run `{}`", line(&serve)))?;
-    let mut server = Server { child, uri: format!("nbd+unix:///?socket={socket}") };
-    let until = Instant::now() + START;
-    while !Path::new(&socket).exists() {
-        ensure!(
-            server.child.try_wait()?.is_none(),
-            "`{}` ended; see {}",
-            line(&serve),
-            path("log")
-        );
-        ensure!(Instant::now() < until, "`{}` does not listen", line(&serve));
-        sleep(Duration::from_millis(20));
-    }
-    Ok(server)
+    let server = Server::start(serve, &socket, &path("log"))?;
+    Ok(Measured { _server: server, uri: format!("nbd+unix:///?socket={socket}") })
 }
 
 fn print(measured: &[[Figures; 4]]) {

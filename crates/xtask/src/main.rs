@@ -80,6 +80,8 @@ enum Chore {
     Torture(torture::Options),
     /// What durability costs: fio with each setting, and with a raw file, in one run (8 minutes); what XFS costs: `bench xfs`
     Bench(bench::Options),
+    /// Holdfast and the servers of nbdkit and QEMU with the same clients, over NBD and vhost-user, in one run (8 minutes)
+    Compare(bench::Comparison),
     /// Random workloads on simulated disks, with the power cut at every event of each (90 seconds for 500 seeds)
     Powercut(powercut::Options),
     /// Checks that each crate depends only on crates of the rows below its own (1 second)
@@ -125,6 +127,11 @@ fn chore(chore: Chore) -> Result<ExitCode> {
         Chore::Bench(options) => {
             vec![Step::new("bench", options.name(), move |workspace| {
                 bench::run(workspace, &options)
+            })]
+        }
+        Chore::Compare(options) => {
+            vec![Step::new("compare", "compare", move |workspace| {
+                bench::compare(workspace, &options)
             })]
         }
         Chore::Powercut(options) => {

@@ -18,6 +18,18 @@ pub(super) struct Load {
     pub(super) fsync: u32,
 }
 
+impl Load {
+    /// Returns the length of a request, in bytes.
+    pub(super) const fn bytes(&self) -> u32 {
+        match self.size.as_bytes() {
+            b"4k" => 4 << 10,
+            b"64k" => 64 << 10,
+            b"1M" => 1 << 20,
+            _ => panic!("no such size"),
+        }
+    }
+}
+
 /// What a load came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Figures {
