@@ -10,7 +10,7 @@ use holdfast_iomap::{Error, How, Mapper, Purpose};
 use holdfast_units::{to_u64, to_usize};
 use holdfast_xfs::{MountOptions, Xfs, XfsError};
 
-use crate::common::{self, SECTOR, Tree, Watched, golden, mount, observe, unpacked};
+use crate::common::{SECTOR, Tree, Watched, golden, mount, observe, unpacked};
 
 /// Marsaglia's xorshift, which is the same each time.
 struct Choices(u64);
