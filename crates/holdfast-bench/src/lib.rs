@@ -36,12 +36,6 @@ pub enum BenchError {
     /// The storage cannot be opened or made.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// What is there and must not be overwritten.
-    #[error("{path} exists and is no volume, and all that it holds would be overwritten")]
-    Exists {
-        /// What is there.
-        path: String,
-    },
     /// The volume cannot be made or opened.
     #[error(transparent)]
     Volume(#[from] VolumeError),

@@ -58,5 +58,10 @@ fn subject(arguments: &Bench, size: u64) -> anyhow::Result<Subject> {
     } else {
         Subject::scratch(path, size)
     };
-    measured.with_context(|| format!("cannot measure on {}", path.display()))
+    measured.with_context(|| {
+        format!(
+            "cannot measure on {}, which must be a volume, a block device, or a file to be made",
+            path.display()
+        )
+    })
 }
