@@ -32,7 +32,7 @@ impl Facts {
         let model = processors.lines().find_map(|line| line.strip_prefix("model name"));
         let model = model.unwrap_or_default().trim_start_matches([' ', '\t', ':']);
         let (count, kernel) = (line("nproc", &[])?, line("uname", &["-sr"])?);
-        let mut medium = command("stat", &["--file-system", "--format=%T"]);
+        let mut medium = command("findmnt", &["--noheadings", "--output", "FSTYPE", "--target"]);
         Ok(Self {
             machine: format!("{kernel}, {count} x {model}"),
             date: line("date", &["--utc", "+%Y-%m-%d %H:%M"])?,
