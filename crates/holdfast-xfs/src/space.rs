@@ -277,7 +277,12 @@ impl<D: BlockDevice> Xfs<D> {
         keep_size: bool,
     ) -> Result<(), XfsError> {
         let (inode, end) = self.file_to_change(ino, offset, len)?;
-        let blocks = self.blocks_of(offset, len);
+        let (blocks, size) = (self.blocks_of(offset, len), inode.size());
+        let grows = !keep_size && end > size;
+        if grows {
+            // What a write left behind the end that failed may not come to light.
+            self.unwrite(ino, size, self.end_of_block(end) - size)?;
+        }
         let mut at = blocks.start;
         while at < blocks.end {
             let inode = self.inode(ino)?;
@@ -292,7 +297,6 @@ impl<D: BlockDevice> Xfs<D> {
                 }
             }
         }
-        let grows = !keep_size && end > inode.size();
         self.changed(ino, grows.then_some(end))
     }
 

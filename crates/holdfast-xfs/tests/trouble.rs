@@ -138,6 +138,29 @@ fn a_full_file_system_says_so_and_goes_on_when_there_is_space_again() {
     check(&memory);
 }
 
+#[test]
+fn what_a_failed_write_left_behind_the_end_does_not_come_to_light_when_the_file_grows() {
+    let memory = unpacked("shared");
+    let mut xfs = mount(&memory, Faults::default()).unwrap();
+    let mut data = direct(&memory, Faults::default());
+    let (one, other) = (open(&mut xfs, "/one"), open(&mut xfs, "/other"));
+    // One block with data, one that is reserved, and no more space.
+    assert_eq!(write(&mut data, &mut xfs, (other, LEN, 512), 2), Ok(512));
+    xfs.allocate(other, LEN + 4096, 4096, true).unwrap();
+    fill(&mut xfs, one, 1 << 20);
+    let full = Err(Error::FileSystem(XfsError::NoSpace));
+    assert_eq!(write(&mut data, &mut xfs, (other, LEN + 512, 12_288), 3), full);
+    assert_eq!(xfs.inode(other).unwrap().size(), LEN + 512);
+    for (start, end) in [(1000, 2000), (3000, 5000), (5000, 8192)] {
+        xfs.allocate(other, LEN + start, end - start, false).unwrap();
+        let found = read(&mut xfs, "/other").split_off(to_usize(LEN) + 512);
+        assert_eq!(found.len(), to_usize(end) - 512);
+        assert!(found.iter().all(|&byte| byte == 0), "up to {end}");
+    }
+    xfs.unmount().unwrap();
+    check(&memory);
+}
+
 /// Allocates all that there is for a file, from byte `at` on. Returns where that ends.
 fn fill(xfs: &mut Mounted, ino: Ino, mut at: u64) -> u64 {
     for blocks in (0..18).rev().map(|power| 1_u64 << power) {
