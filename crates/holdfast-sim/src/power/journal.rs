@@ -165,8 +165,8 @@ impl Journal {
         })
     }
 
-    /// Returns how the `len` bytes at `offset` looked whenever a change to them was complete, of
-    /// those that began before `position`: first what was there in the beginning. A change of
+    /// Returns how the `len` bytes at `offset` looked whenever a change to them was complete, as far as a
+    /// cut at `position` may leave them so: what came before something durable is gone. A change of
     /// several bios is complete with the one that reaches the end of the range.
     pub fn versions(&self, offset: u64, len: u64, position: usize) -> Vec<Vec<u8>> {
         let mut pages = self.base.clone();
@@ -175,18 +175,39 @@ impl Journal {
             pages.read(offset, &mut bytes);
             bytes
         };
-        let mut versions = vec![look(&pages)];
+        let is_here = |number: usize| self.changes[number].overlaps(offset, len);
+        let mut ended = Vec::new();
+        // Each with the change that made it.
+        let mut versions = vec![(None, look(&pages))];
         for event in &self.events[..position] {
-            let Event::Began(number) = *event else { continue };
-            let change = &self.changes[number];
-            if change.overlaps(offset, len) {
-                change.apply_all(&mut pages);
-                if change.offset + change.len >= offset + len {
-                    versions.push(look(&pages));
+            let durable = match *event {
+                Event::Began(number) if is_here(number) => {
+                    let change = &self.changes[number];
+                    change.apply_all(&mut pages);
+                    if change.offset + change.len >= offset + len {
+                        versions.push((Some(number), look(&pages)));
+                    }
+                    None
                 }
+                Event::Ended(number) => {
+                    ended.push(number);
+                    None
+                }
+                Event::EndedDurable(number) => {
+                    ended.push(number);
+                    Some(number).filter(|&number| is_here(number))
+                }
+                Event::Flushed(count, disk) => {
+                    let flushed = ended[..count].iter().copied();
+                    flushed.filter(|&it| is_here(it) && disk.has(&self.changes[it])).max()
+                }
+                Event::Began(_) | Event::Lied(_) => None,
+            };
+            if durable.is_some() {
+                versions.retain(|(number, _)| *number >= durable);
             }
         }
-        versions
+        versions.into_iter().map(|(_, version)| version).collect()
     }
 
     /// Returns where a flush was submitted that lied, if at `position` what it was to make durable

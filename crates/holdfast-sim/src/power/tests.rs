@@ -229,6 +229,23 @@ fn versions_are_complete_changes_in_their_order() {
 }
 
 #[test]
+fn what_came_before_something_durable_is_no_version_any_more() {
+    let mut device = PowerDevice::new(CAPACITY);
+    write(&mut device, 0, LEN, 1, false);
+    reap(&mut device);
+    write(&mut device, 0, 512, 2, false);
+    reap(&mut device);
+    flush(&mut device);
+    let second = device.journal().versions(0, 512, device.position());
+    assert_eq!(second, [[2; 512]], "the first cannot come back");
+    write(&mut device, 0, LEN, 3, true);
+    let third = device.journal().versions(0, 512, device.position());
+    assert_eq!(third, [[2; 512], [3; 512]], "it has begun");
+    reap(&mut device);
+    assert_eq!(device.journal().versions(0, 512, device.position()), [[3; 512]]);
+}
+
+#[test]
 fn a_flipped_bit_is_in_every_cut() {
     let mut device = PowerDevice::new(CAPACITY).settled();
     (0..512).for_each(|at| device.corrupt(at, 0x40));
