@@ -56,12 +56,16 @@ fn nothing_is_wrong_with_a_volume_in_a_file() {
 #[test]
 fn every_corrupt_sector_is_found_and_none_is_delivered() {
     let _turn = turn();
+    let mut left = 0;
     for case in cases(3000) {
         let outcome = case.run(Storage::Memory { rots: true }, |_| ()).unwrap();
         assert_clean(&case, &outcome);
         let corrupted = outcome.corrupted;
-        assert!(corrupted.found_by_requests > 0 && corrupted.left > 0, "{corrupted:?}");
+        assert!(corrupted.found_by_requests > 0, "{corrupted:?}");
+        left += corrupted.left;
     }
+    // Of one case requests may find all.
+    assert!(left > 0, "nothing was left for a scrub");
 }
 
 #[test]
