@@ -53,7 +53,7 @@ pub enum OpenError {
 }
 
 /// How long locks are waited for whose user has gone.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn holder_text(holder: Option<u32>) -> String {
     holder.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
@@ -83,7 +83,7 @@ impl Backing {
     }
 
     /// Opens what exists, also right after its last user has ended or has closed it: the kernel gives up
-    /// their locks only when what their rings had in flight has ended, so that is waited for, for 3
+    /// their locks only when what their rings had in flight has ended, so that is waited for, for 5
     /// seconds at most.
     ///
     /// # Errors

@@ -81,7 +81,7 @@ fn a_truncated_file_is_refused_and_left_as_it_is() {
         let before = fs::read(&path).unwrap();
         for read_only in [true, false] {
             let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-            let backing = Backing::open(&path, access).unwrap();
+            let backing = Backing::open_in_time(&path, access).unwrap();
             let ring = Ring::new(8).unwrap().shared();
             let mut device = FileDevice::new(&backing, &ring).unwrap();
             let options = OpenOptions { cache_bytes: 1, read_only, ..OpenOptions::default() };

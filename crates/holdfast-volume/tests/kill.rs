@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use common::{fill, formats, options};
 use holdfast_bio::{Bio, BlockDevice, Op, ReadPolicy};
 use holdfast_checksum::GuardKind;
-use holdfast_device::{Access, Backing, FileDevice, OpenError};
+use holdfast_device::{Access, Backing, FileDevice};
 use holdfast_iov::{Memory, Pool};
 use holdfast_ring::Ring;
 use holdfast_sim::Random;
@@ -165,7 +165,7 @@ impl Writer {
 
 fn open(path: &Path, read_only: bool) -> (Backing, Arc<Volume>) {
     let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-    let backing = Backing::open(path, access).unwrap();
+    let backing = Backing::open_in_time(path, access).unwrap();
     let options = VolumeOptions { cache_bytes: 1 << 20, read_only, ..VolumeOptions::default() };
     let ring = Ring::new(64).unwrap().shared();
     let mut device = FileDevice::new(&backing, &ring).unwrap();
@@ -298,12 +298,8 @@ fn kill(dir: &Path, seed: u64, threads: u64, events: usize) -> Vec<u8> {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    // The kernel ends what the process had submitted, and keeps the file locked until then.
-    while let Err(error) = Backing::open(&dir.join("disk"), Access::ReadOnly) {
-        assert!(matches!(error, OpenError::InUse { .. }), "{error}");
-        assert!(Instant::now() < deadline, "the file stays locked");
-        thread::yield_now();
-    }
+    // What the process had submitted has ended when its file is no longer locked.
+    drop(Backing::open_in_time(&dir.join("disk"), Access::ReadOnly).unwrap());
     fs::read(path).unwrap()
 }
 

@@ -2,11 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use holdfast_bio::{Bio, BlockDevice, Ended, Limits};
-use holdfast_device::{Access, Backing, FileDevice, OpenError};
+use holdfast_device::{Access, Backing, FileDevice};
 use holdfast_iov::Pool;
 use holdfast_ring::Ring;
 use holdfast_volume::{Durability, OpenOptions, Queue, Volume};
@@ -35,7 +34,7 @@ impl Opened {
     pub(crate) fn open(path: &Path, durability: Durability) -> Result<Self> {
         let mut magic = [0; 4];
         std::io::Read::read_exact(&mut std::fs::File::open(path)?, &mut magic)?;
-        let backing = open_in_time(path)?;
+        let backing = Backing::open_in_time(path, Access::ReadWrite)?;
         if &magic == b"XFSB" {
             return Ok(Self { backing, volume: None });
         }
@@ -71,19 +70,6 @@ fn device(backing: &Backing, pool: Option<&Pool>) -> Result<FileDevice> {
         ring.register(pool)?;
     }
     Ok(FileDevice::new(backing, &ring.shared())?)
-}
-
-/// Opens an image. The kernel gives up the lock of rings that were closed only when they have ended.
-fn open_in_time(path: &Path) -> Result<Backing, OpenError> {
-    let until = Instant::now() + Duration::from_secs(3);
-    loop {
-        match Backing::open(path, Access::ReadWrite) {
-            Err(OpenError::InUse { .. }) if Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            opened => return opened,
-        }
-    }
 }
 
 impl BlockDevice for Image {
