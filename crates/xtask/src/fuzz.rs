@@ -26,7 +26,7 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seconds: 10, targets: Vec::new() }
+        Self { seconds: 5, targets: Vec::new() }
     }
 }
 

@@ -53,26 +53,26 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Chore {
-    /// Everything that CI checks: `lint`, then `test` (about 20 minutes)
+    /// Everything that CI checks: `lint`, then `test` (about 21 minutes)
     Ci,
     /// Formatting, clippy, rustdoc, `layers` and `tidy`, with warnings as errors (1 minute)
     Lint,
-    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz`, `e2e`, `powercut`, and a short `torture` and `guest` (about 19 minutes)
+    /// Every test: Debian packages, then `unit`, `loom`, `asan`, `valgrind`, `fuzz`, `e2e`, `powercut`, and a short `torture` and `guest` (about 20 minutes)
     Test,
-    /// Unit, integration and documentation tests of every crate (6 minutes with the first build)
+    /// Unit, integration and documentation tests of every crate (7 minutes with the first build)
     Unit,
     /// The loom models: every interleaving of the few things that threads share (1 minute)
     Loom,
-    /// The tests of the crates that hold unsafe code, under the address sanitizer (1 minute)
+    /// The tests of the crates that hold unsafe code, under the address sanitizer (2 minutes)
     Asan,
     /// The tests of the memory and checksum crates under valgrind (1 minute)
     ///
     /// Tests see `HOLDFAST_VALGRIND=1` and `PROPTEST_CASES=16`. `HOLDFAST_VALGRIND_SKIP=NAME,NAME` leaves out
     /// the tests whose path contains a name.
     Valgrind,
-    /// Runs the fuzz targets for a while each, two at a time; installs cargo-fuzz when it is missing (10 seconds a target)
+    /// Runs the fuzz targets for a while each, two at a time; installs cargo-fuzz when it is missing (5 seconds a target)
     Fuzz(fuzz::Options),
-    /// Drives the program with qemu, libnbd, fio and Linux's XFS, two scenarios at a time (2 minutes, and a build)
+    /// Drives the program with qemu, libnbd, fio and Linux's XFS, two scenarios at a time (3 minutes, and a build)
     E2e(e2e::Options),
     /// Boots Linux with a volume as its disk: file systems, swap, buffers that change in flight, outages (16 minutes)
     Guest(guest::Options),
@@ -82,7 +82,7 @@ enum Chore {
     Bench(bench::Options),
     /// Holdfast and the servers of nbdkit and QEMU with the same clients, over NBD and vhost-user, in one run (8 minutes)
     Compare(bench::Comparison),
-    /// Random workloads on simulated disks, with the power cut at every event of each (90 seconds for 500 seeds)
+    /// Random workloads on simulated disks, with the power cut at every event of each (3 minutes for 500 seeds)
     Powercut(powercut::Options),
     /// Checks that each crate depends only on crates of the rows below its own (1 second)
     Layers,
