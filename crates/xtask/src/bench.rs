@@ -4,6 +4,7 @@
 //! A machine is never quite alone, so each round measures all servers one after the other, and what is shown are
 //! the medians of the rounds.
 
+mod cpu;
 mod fio;
 mod peers;
 mod server;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::cpu::Process;
 use crate::run::line;
 
 /// How long a server may take to listen.
@@ -35,14 +36,11 @@ impl Server {
         Ok(server)
     }
 
-    /// Returns how long processors have worked for it, in seconds: proc(5), in hundredths.
+    /// Returns how long processors have worked for it, in seconds.
     pub(super) fn cpu(&self) -> Result<f64> {
         let path = format!("/proc/{}/stat", self.child.id());
         let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        // The name of the program, which is the second field, may have anything in it.
-        let (_, rest) = stat.rsplit_once(") ").context("a line without a name")?;
-        let ticks = rest.split(' ').skip(11).take(2).map(str::parse::<u32>);
-        Ok(ticks.sum::<Result<u32, _>>().map(f64::from)? / 100.0)
+        Ok(Process::parse(&stat).with_context(|| format!("cannot understand {path}"))?.cpu)
     }
 }
 

@@ -18,6 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 use self::kernel::{Mount, kernel_threads_seconds};
+use super::Place;
 use super::fio::{self, Figures, Load};
 use crate::packages::{self, is_root};
 use crate::run::{command, output, show};
@@ -35,9 +36,8 @@ pub(crate) struct Options {
     /// The size of the file, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     size: u64,
-    /// Where the image and the volume are made; the default is in the target directory
-    #[arg(long, value_name = "DIRECTORY")]
-    directory: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
     /// Only loads whose name has this in it, as in "4k random", "write" or "QD16"
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
@@ -88,19 +88,13 @@ pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     packages::ensure(packages::ALL)?;
     let loads: Vec<_> = LOADS.iter().filter(|load| load.name.contains(&options.only)).collect();
     ensure!(!loads.is_empty() && options.rounds > 0, "no load has {:?} in its name", options.only);
-    let mut build = command("cargo", &["build", "--release", "-p", "holdfast"]);
-    show(build.current_dir(&workspace.root))?;
+    let program = options.place.program(workspace)?;
     let mut build = command("cargo", &["build", "--release", "-p", "holdfast-xfs"]);
     show(build.args(["--example", "load"]).current_dir(&workspace.root))?;
-    let parent = options.directory.clone().unwrap_or_else(|| workspace.target.join("tmp"));
-    let directory = parent.join(format!("bench-xfs-{}", std::process::id()));
-    fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot make {}", directory.display()))?;
-    let bench = Bench { workspace, options, directory: &directory };
-    let measured = bench.all(&loads);
-    fs::remove_dir_all(&directory)
-        .with_context(|| format!("cannot remove {}", directory.display()))?;
-    let (facts, measured) = measured?;
+    let library = workspace.target.join("release/examples/load");
+    let (facts, measured) = options.place.within(workspace, |directory| {
+        Bench { options, directory, program: &program, library: &library }.all(&loads)
+    })?;
     report::print(&facts, &loads, &measured);
     if let Some(path) = &options.json {
         fs::write(path, format!("{:#}\n", report::json(&facts, &loads, &measured)))
@@ -111,9 +105,10 @@ pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
 
 /// What all measurements have in common.
 struct Bench<'a> {
-    workspace: &'a Workspace,
     options: &'a Options,
     directory: &'a Path,
+    program: &'a Path,
+    library: &'a Path,
 }
 
 /// The name of the file, in both file systems.
@@ -125,7 +120,7 @@ impl Bench<'_> {
     }
 
     fn holdfast(&self, arguments: &[&str]) -> Command {
-        let mut holdfast = Command::new(self.workspace.target.join("release/holdfast"));
+        let mut holdfast = Command::new(self.program);
         holdfast.args(arguments);
         holdfast
     }
@@ -213,17 +208,12 @@ impl Bench<'_> {
     }
 
     fn library(&self, name: &str, durability: &str, load: &Load) -> Result<Figures> {
-        let bytes = match load.size {
-            "4k" => "4096",
-            "64k" => "65536",
-            _ => "1048576",
-        };
         let is_random = load.pattern.starts_with("rand");
         let op = load.pattern.trim_start_matches("rand");
         let pattern = if is_random { "random" } else { "sequential" };
-        let mut run = Command::new(self.workspace.target.join("release/examples/load"));
+        let mut run = Command::new(self.library);
         run.arg(self.path(name)).arg(format!("/{FILE}"));
-        run.args(["--op", op, "--pattern", pattern, "--block", bytes]);
+        run.args(["--op", op, "--pattern", pattern, "--block", &load.bytes().to_string()]);
         run.args(["--depth", &load.depth.to_string()]);
         run.args(["--seconds", &self.options.seconds.to_string()]);
         run.args(["--durability", durability, "--read-policy", &self.options.read_policy]);

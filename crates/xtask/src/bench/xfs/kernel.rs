@@ -4,8 +4,9 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
+use crate::bench::cpu::Process;
 use crate::run::{command, output};
 
 /// How long a file system may be in use by what has ended.
@@ -64,20 +65,14 @@ impl Drop for Mount {
 /// How long processors have worked for threads of the kernel, in seconds: the work of a loop device is
 /// done by them. What they do for others counts as well.
 pub(super) fn kernel_threads_seconds() -> Result<f64> {
-    const TICKS_PER_SECOND: f64 = 100.0;
     /// The parent of all of them.
-    const KTHREADD: &str = "2";
-    let mut ticks = 0.0;
+    const KTHREADD: u32 = 2;
+    let mut seconds = 0.0;
     for entry in fs::read_dir("/proc")? {
+        // One that has ended meanwhile is no more.
         let Ok(stat) = fs::read_to_string(entry?.path().join("stat")) else { continue };
-        // The name may have anything in it, parentheses included.
-        let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
-        let words: Vec<_> = rest.split(' ').collect();
-        if let [_, KTHREADD, ..] = words[..] {
-            for word in words.iter().skip(11).take(2) {
-                ticks += word.parse::<f64>().context("no number of ticks in /proc")?;
-            }
-        }
+        let thread = Process::parse(&stat).filter(|process| process.parent == KTHREADD);
+        seconds += thread.map_or(0.0, |thread| thread.cpu);
     }
-    Ok(ticks / TICKS_PER_SECOND)
+    Ok(seconds)
 }
