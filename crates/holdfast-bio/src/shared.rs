@@ -129,7 +129,7 @@ impl<D: BlockDevice> BlockDevice for SharedQueue<D> {
     }
 
     fn poll(&mut self) {
-        self.inner.borrow_mut().device.poll();
+        self.go_on();
     }
 
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
