@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
-use holdfast_bio::{Bio, BlockDevice, Ended, Limits};
+use holdfast_bio::{Bio, BlockDevice, Ended, Limits, SharedQueue};
 use holdfast_device::{Access, Backing, FileDevice};
 use holdfast_iov::Pool;
 use holdfast_ring::Ring;
@@ -16,17 +16,12 @@ pub(crate) struct Opened {
     volume: Option<Arc<Volume>>,
 }
 
-/// A queue of it.
+/// The queue of it.
 #[derive(Debug)]
 pub(crate) enum Image {
     /// Nothing protects its sectors, but its memory must not change.
     Raw(FileDevice),
-    Volume {
-        queue: Box<Queue<FileDevice>>,
-        in_flight: usize,
-        /// It is looked at only while somebody waits for it.
-        is_blocking: bool,
-    },
+    Volume(Box<Queue<FileDevice>>),
 }
 
 impl Opened {
@@ -43,19 +38,16 @@ impl Opened {
         Ok(Self { backing, volume: Some(volume) })
     }
 
-    /// Opens a queue on a ring of its own: for metadata, or for data from the memory of a pool.
-    pub(crate) fn queue(&self, pool: Option<&Pool>) -> Result<Image> {
-        let device = device(&self.backing, pool)?;
-        Ok(match &self.volume {
+    /// Opens the queue, for metadata and for data from the memory of a pool.
+    pub(crate) fn queue(&self, pool: &Pool) -> Result<SharedQueue<Image>> {
+        let device = device(&self.backing, Some(pool))?;
+        Ok(SharedQueue::new(match &self.volume {
             None => Image::Raw(device),
-            Some(volume) => {
-                let queue = Box::new(Queue::new(volume, device, || {})?);
-                Image::Volume { queue, in_flight: 0, is_blocking: pool.is_none() }
-            }
-        })
+            Some(volume) => Image::Volume(Box::new(Queue::new(volume, device, || {})?)),
+        }))
     }
 
-    /// Closes a volume, after its queues.
+    /// Closes a volume, after its queue.
     pub(crate) fn close(&self) -> Result<()> {
         if let Some(volume) = &self.volume {
             volume.close(&mut device(&self.backing, None)?)?;
@@ -76,41 +68,28 @@ impl BlockDevice for Image {
     fn limits(&self) -> Limits {
         match self {
             Self::Raw(device) => Limits { stable_pages: true, ..device.limits() },
-            Self::Volume { queue, .. } => queue.limits(),
+            Self::Volume(queue) => queue.limits(),
         }
     }
 
     fn submit(&mut self, bio: Bio) -> Result<(), Bio> {
         match self {
             Self::Raw(device) => device.submit(bio),
-            Self::Volume { queue, in_flight, .. } => {
-                queue.submit(bio)?;
-                *in_flight += 1;
-                Ok(())
-            }
+            Self::Volume(queue) => queue.submit(bio),
         }
     }
 
     fn reap(&mut self, ended: &mut Vec<Ended>) {
         match self {
             Self::Raw(device) => device.reap(ended),
-            Self::Volume { queue, in_flight, is_blocking } => {
-                let before = ended.len();
-                queue.reap(ended);
-                let reaped = ended.len() - before;
-                *in_flight -= reaped;
-                if *is_blocking && *in_flight == 0 && reaped > 0 {
-                    // The volume may have begun something of its own, for which the other queue waits.
-                    queue.drain();
-                }
-            }
+            Self::Volume(queue) => queue.reap(ended),
         }
     }
 
     fn wait(&mut self) {
         match self {
             Self::Raw(device) => device.wait(),
-            Self::Volume { queue, .. } => queue.wait(),
+            Self::Volume(queue) => queue.wait(),
         }
     }
 }

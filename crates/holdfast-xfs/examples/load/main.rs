@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use holdfast_bio::ReadPolicy;
+use holdfast_bio::{ReadPolicy, SharedQueue};
 use holdfast_iomap::{DirectIo, Direction, Finished, Request};
 use holdfast_iov::{IovIter, Memory, Pool, Region, VolatileMemory};
 use holdfast_units::{to_u64, to_usize};
@@ -76,11 +76,12 @@ fn main() -> Result<()> {
     let opened = Opened::open(&arguments.image, arguments.durability)?;
     let pool = Pool::new(POOL)?;
     let options = MountOptions { write: true, ..MountOptions::default() };
-    let mut xfs = Xfs::mount(opened.queue(None)?, &options)?;
+    let queue = opened.queue(&pool)?;
+    let mut xfs = Xfs::mount(queue.clone(), &options)?;
     let inode = xfs.walk(arguments.path.as_bytes(), true)?;
     let file = inode.ino();
     xfs.open(file)?;
-    let direct = DirectIo::new(opened.queue(Some(&pool))?, pool, arguments.read_policy);
+    let direct = DirectIo::new(queue, pool, arguments.read_policy);
     let mut load = Load::new(&arguments, file, inode.size(), direct)?;
     let result = load.run(&mut xfs, Duration::from_secs_f64(arguments.seconds));
     drop(load);
@@ -110,7 +111,7 @@ struct Measured {
 
 /// Requests for a file that follow each other, in one thread.
 struct Load {
-    direct: DirectIo<Image, Ino, XfsError>,
+    direct: DirectIo<SharedQueue<Image>, Ino, XfsError>,
     /// Those that are not in flight.
     idle: Vec<Request<Ino>>,
     pattern: Pattern,
@@ -126,7 +127,7 @@ impl Load {
         arguments: &Arguments,
         file: Ino,
         size: u64,
-        direct: DirectIo<Image, Ino, XfsError>,
+        direct: DirectIo<SharedQueue<Image>, Ino, XfsError>,
     ) -> Result<Self> {
         let &Arguments { op, pattern, block, depth, .. } = arguments;
         let blocks = size / to_u64(block.max(1));
@@ -166,7 +167,7 @@ impl Load {
         number % self.blocks * self.block
     }
 
-    fn run(&mut self, xfs: &mut Xfs<Image>, time: Duration) -> Result<Measured> {
+    fn run(&mut self, xfs: &mut Xfs<SharedQueue<Image>>, time: Duration) -> Result<Measured> {
         let (begin, cpu) = (Instant::now(), cpu_seconds()?);
         let end = begin + time;
         let nanoseconds = |instant: Instant| {
@@ -197,7 +198,7 @@ impl Load {
     }
 
     /// Submits a request, which remembers when.
-    fn submit(&mut self, xfs: &mut Xfs<Image>, mut request: Request<Ino>, now: u64) {
+    fn submit(&mut self, xfs: &mut Xfs<SharedQueue<Image>>, mut request: Request<Ino>, now: u64) {
         request.offset = self.next_offset();
         self.direct.submit(xfs, request.with_user(now));
     }
