@@ -14,9 +14,19 @@ use std::ptr;
 use crate::constants::{ACCUMULATORS, BLOCK, Crc16, Crc32c, Crc64, Format};
 use crate::copy::copy_volatile;
 use crate::kind::GuardKind;
+use crate::stores::Stores;
 
 /// How many intervals are divided side by side.
 const BATCH: usize = 4;
+
+/// What is done with what was loaded, as a parameter of the functions that load it.
+const DROP: u8 = 0;
+const STORE: u8 = 1;
+/// Past the caches.
+const STREAM: u8 = 2;
+
+/// What a store past the caches must be aligned to.
+const LINE: usize = 64;
 
 /// Computes one guard for each interval, and copies to `target` if there is one.
 ///
@@ -29,19 +39,70 @@ pub(crate) unsafe fn generate(
     kind: GuardKind,
     interval: usize,
     source: *const u8,
-    target: Option<*mut u8>,
+    target: Option<(*mut u8, Stores)>,
     guards: &mut [u64],
 ) {
-    let run: unsafe fn(usize, *const u8, *mut u8, &mut [u64]) = match (kind, target) {
-        (GuardKind::Crc16, None) => generate_format::<Crc16, false>,
-        (GuardKind::Crc16, Some(_)) => generate_format::<Crc16, true>,
-        (GuardKind::Crc32c, None) => generate_format::<Crc32c, false>,
-        (GuardKind::Crc32c, Some(_)) => generate_format::<Crc32c, true>,
-        (GuardKind::Crc64, None) => generate_format::<Crc64, false>,
-        (GuardKind::Crc64, Some(_)) => generate_format::<Crc64, true>,
+    let (target, store) = match target {
+        None => (ptr::null_mut(), DROP),
+        Some((target, Stores::NonTemporal))
+            if target.addr().is_multiple_of(LINE) && interval.is_multiple_of(BLOCK) =>
+        {
+            (target, STREAM)
+        }
+        Some((target, _)) => (target, STORE),
     };
-    // SAFETY: our caller promises all of it; without a target, nothing is stored.
-    unsafe { run(interval, source, target.unwrap_or(ptr::null_mut()), guards) };
+    let run: unsafe fn(usize, *const u8, *mut u8, &mut [u64]) = match (kind, store) {
+        (GuardKind::Crc16, DROP) => generate_format::<Crc16, DROP>,
+        (GuardKind::Crc16, STORE) => generate_format::<Crc16, STORE>,
+        (GuardKind::Crc16, _) => generate_format::<Crc16, STREAM>,
+        (GuardKind::Crc32c, DROP) => generate_format::<Crc32c, DROP>,
+        (GuardKind::Crc32c, STORE) => generate_format::<Crc32c, STORE>,
+        (GuardKind::Crc32c, _) => generate_format::<Crc32c, STREAM>,
+        (GuardKind::Crc64, DROP) => generate_format::<Crc64, DROP>,
+        (GuardKind::Crc64, STORE) => generate_format::<Crc64, STORE>,
+        (GuardKind::Crc64, _) => generate_format::<Crc64, STREAM>,
+    };
+    // SAFETY: our caller promises all of it, without a target nothing is stored, and the target and the
+    // intervals are aligned where that is needed.
+    unsafe { run(interval, source, target, guards) };
+    if store == STREAM {
+        // What is stored after this is seen after it.
+        // SAFETY: every x86-64 has the instruction.
+        unsafe { _mm_sfence() };
+    }
+}
+
+/// Copies past the caches.
+///
+/// # Safety
+///
+/// - [`Level::Avx512`](crate::Level::Avx512) is available.
+/// - `source` is readable for `len` bytes, `target` writable, and they do not overlap.
+pub(crate) unsafe fn stream(source: *const u8, target: *mut u8, len: usize) {
+    let head = target.align_offset(LINE).min(len);
+    let body = (len - head) / BLOCK * BLOCK;
+    // SAFETY: these are the first bytes of those that our caller promises.
+    unsafe { copy_volatile(source, target, head) };
+    let (from, to) = (source.wrapping_add(head), target.wrapping_add(head));
+    // SAFETY: `head + body <= len`, and `to` is aligned unless `body` is 0.
+    unsafe { stream_blocks(from, to, body) };
+    let (done, rest) = (head + body, len - head - body);
+    // SAFETY: these are the last bytes of those that our caller promises.
+    unsafe { copy_volatile(source.wrapping_add(done), target.wrapping_add(done), rest) };
+}
+
+/// # Safety
+///
+/// As for [`stream`]; `len` is a multiple of a block, and `target` is aligned to a line if that is not 0.
+#[target_feature(enable = "avx512f")]
+unsafe fn stream_blocks(source: *const u8, target: *mut u8, len: usize) {
+    for at in (0..len).step_by(BLOCK) {
+        // SAFETY: this is a block of those that our caller promises.
+        let data = unsafe { load(source, at) };
+        // SAFETY: as above.
+        unsafe { store_past_caches(target, at, data) };
+    }
+    _mm_sfence();
 }
 
 /// Takes `len` more bytes into the CRC register, and copies them to `target` if there is one.
@@ -59,12 +120,12 @@ pub(crate) unsafe fn update(
     len: usize,
 ) -> u64 {
     let run: unsafe fn(u64, *const u8, *mut u8, usize) -> u64 = match (kind, target) {
-        (GuardKind::Crc16, None) => update_format::<Crc16, false>,
-        (GuardKind::Crc16, Some(_)) => update_format::<Crc16, true>,
-        (GuardKind::Crc32c, None) => update_format::<Crc32c, false>,
-        (GuardKind::Crc32c, Some(_)) => update_format::<Crc32c, true>,
-        (GuardKind::Crc64, None) => update_format::<Crc64, false>,
-        (GuardKind::Crc64, Some(_)) => update_format::<Crc64, true>,
+        (GuardKind::Crc16, None) => update_format::<Crc16, DROP>,
+        (GuardKind::Crc16, Some(_)) => update_format::<Crc16, STORE>,
+        (GuardKind::Crc32c, None) => update_format::<Crc32c, DROP>,
+        (GuardKind::Crc32c, Some(_)) => update_format::<Crc32c, STORE>,
+        (GuardKind::Crc64, None) => update_format::<Crc64, DROP>,
+        (GuardKind::Crc64, Some(_)) => update_format::<Crc64, STORE>,
     };
     // SAFETY: our caller promises all of it; without a target, nothing is stored.
     unsafe { run(register, source, target.unwrap_or(ptr::null_mut()), len) }
@@ -72,9 +133,10 @@ pub(crate) unsafe fn update(
 
 /// # Safety
 ///
-/// As for [`generate`]; `target` counts if `COPY`.
+/// As for [`generate`]; `target` counts unless `THEN` is [`DROP`], and is aligned to a line, as `interval` is,
+/// for [`STREAM`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,pclmulqdq,vpclmulqdq")]
-unsafe fn generate_format<F: Format, const COPY: bool>(
+unsafe fn generate_format<F: Format, const THEN: u8>(
     interval: usize,
     source: *const u8,
     target: *mut u8,
@@ -86,7 +148,7 @@ unsafe fn generate_format<F: Format, const COPY: bool>(
             let at = index * interval;
             let (source, target) = (source.wrapping_add(at), target.wrapping_add(at));
             // SAFETY: this is interval `index` of those that our caller promises.
-            *guard = seed ^ unsafe { update_format::<F, COPY>(seed, source, target, interval) };
+            *guard = seed ^ unsafe { update_format::<F, THEN>(seed, source, target, interval) };
         }
         return;
     }
@@ -97,7 +159,7 @@ unsafe fn generate_format<F: Format, const COPY: bool>(
         at = range.end;
         // SAFETY: this is the next interval of those that our caller promises, and it is a multiple
         // of a block.
-        unsafe { sum_blocks::<F, COPY>(seed_vector, source, target, range) }
+        unsafe { sum_blocks::<F, THEN>(seed_vector, source, target, range) }
     };
     let (batches, rest) = guards.as_chunks_mut::<BATCH>();
     for batch in batches {
@@ -117,9 +179,9 @@ unsafe fn generate_format<F: Format, const COPY: bool>(
 
 /// # Safety
 ///
-/// As for [`update`]; `target` counts if `COPY`.
+/// As for [`update`]; `target` counts unless `THEN` is [`DROP`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,pclmulqdq,vpclmulqdq")]
-unsafe fn update_format<F: Format, const COPY: bool>(
+unsafe fn update_format<F: Format, const THEN: u8>(
     mut register: u64,
     source: *const u8,
     target: *mut u8,
@@ -129,13 +191,13 @@ unsafe fn update_format<F: Format, const COPY: bool>(
     if done > 0 {
         let register_vector = register_vector::<F>(register);
         // SAFETY: these are the whole blocks of those that our caller promises.
-        let sum = unsafe { sum_blocks::<F, COPY>(register_vector, source, target, 0..done) };
+        let sum = unsafe { sum_blocks::<F, THEN>(register_vector, source, target, 0..done) };
         register = divide_one::<F>(sum);
     }
     if done < len {
         let (source, target) = (source.wrapping_add(done), target.wrapping_add(done));
         // SAFETY: these are the last bytes of those that our caller promises, less than a block.
-        register = unsafe { update_short::<F, COPY>(register, source, target, len - done) };
+        register = unsafe { update_short::<F, THEN>(register, source, target, len - done) };
     }
     register
 }
@@ -147,7 +209,7 @@ unsafe fn update_format<F: Format, const COPY: bool>(
 ///
 /// As for [`update_format`], and `0 < len < BLOCK`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,pclmulqdq,vpclmulqdq")]
-unsafe fn update_short<F: Format, const COPY: bool>(
+unsafe fn update_short<F: Format, const THEN: u8>(
     register: u64,
     source: *const u8,
     target: *mut u8,
@@ -159,7 +221,7 @@ unsafe fn update_short<F: Format, const COPY: bool>(
     // - `source` is readable for `len` bytes, as our caller promises.
     // - `private` is a reference to as many.
     unsafe { copy_volatile(source, private.as_mut_ptr(), len) };
-    if COPY {
+    if THEN != DROP {
         // SAFETY:
         // - `private` is a reference to `len` bytes.
         // - `target` is writable for as many, as our caller promises.
@@ -171,7 +233,7 @@ unsafe fn update_short<F: Format, const COPY: bool>(
     }
     let zero = _mm512_setzero_si512();
     // SAFETY: `block` is one block, and nothing is stored.
-    let sum = unsafe { sum_blocks::<F, false>(zero, block.as_ptr(), ptr::null_mut(), 0..BLOCK) };
+    let sum = unsafe { sum_blocks::<F, DROP>(zero, block.as_ptr(), ptr::null_mut(), 0..BLOCK) };
     divide_one::<F>(sum) ^ rest
 }
 
@@ -203,10 +265,11 @@ fn register_vector<F: Format>(register: u64) -> __m512i {
 ///
 /// - `range` is a multiple of a block, and not empty.
 /// - The bytes of `source` in `range` are readable.
-/// - Those of `target`, if `COPY`, are writable, and do not overlap the others.
+/// - Those of `target`, unless `THEN` is [`DROP`], are writable, and do not overlap the others.
+/// - `target` is aligned to a line for [`STREAM`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,pclmulqdq,vpclmulqdq")]
-unsafe fn sum_blocks<F: Format, const COPY: bool>(
+unsafe fn sum_blocks<F: Format, const THEN: u8>(
     register: __m512i,
     source: *const u8,
     target: *mut u8,
@@ -214,13 +277,13 @@ unsafe fn sum_blocks<F: Format, const COPY: bool>(
 ) -> __m512i {
     let mut at = range.start;
     // SAFETY: there is at least one block.
-    let mut sums = unsafe { load_block::<F, COPY>(source, target, at) };
+    let mut sums = unsafe { load_block::<F, THEN>(source, target, at) };
     sums[0] = _mm512_xor_si512(sums[0], register);
     let fold = pairs(F::CONSTANTS.fold);
     at += BLOCK;
     while at < range.end {
         // SAFETY: this is a block in `range`.
-        let data = unsafe { load_block::<F, COPY>(source, target, at) };
+        let data = unsafe { load_block::<F, THEN>(source, target, at) };
         for (sum, data) in sums.iter_mut().zip(data) {
             *sum = multiply_add(*sum, fold, data);
         }
@@ -233,24 +296,28 @@ unsafe fn sum_blocks<F: Format, const COPY: bool>(
     end
 }
 
-/// Loads the block at `source + at`, stores it at `target + at` if `COPY`, and returns it with the
-/// first bit highest (or, mirrored, lowest) in each lane.
+/// Loads the block at `source + at`, stores it at `target + at` unless `THEN` is [`DROP`], and returns it
+/// with the first bit highest (or, mirrored, lowest) in each lane.
 ///
 /// # Safety
 ///
-/// It is readable there, and writable there if `COPY`.
+/// It is readable there, writable there unless `THEN` is [`DROP`], and aligned to a line there for
+/// [`STREAM`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn load_block<F: Format, const COPY: bool>(
+unsafe fn load_block<F: Format, const THEN: u8>(
     source: *const u8,
     target: *mut u8,
     at: usize,
 ) -> [__m512i; ACCUMULATORS] {
     // SAFETY: our caller promises them.
     let mut data = unsafe { load(source, at) };
-    if COPY {
+    match THEN {
+        DROP => {}
         // SAFETY: our caller promises them.
-        unsafe { store(target, at, data) };
+        STREAM => unsafe { store_past_caches(target, at, data) },
+        // SAFETY: our caller promises them.
+        _ => unsafe { store(target, at, data) },
     }
     if !F::MIRRORED {
         let reversed = pairs([0x0809_0a0b_0c0d_0e0f, 0x0001_0203_0405_0607]);
@@ -304,6 +371,33 @@ unsafe fn store(target: *mut u8, at: usize, [a, b, c, d]: [__m512i; ACCUMULATORS
             "vmovdqu64 [{target} + {at} + 64], {b}",
             "vmovdqu64 [{target} + {at} + 128], {c}",
             "vmovdqu64 [{target} + {at} + 192], {d}",
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            c = in(zmm_reg) c,
+            d = in(zmm_reg) d,
+            target = in(reg) target,
+            at = in(reg) at,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Stores a block at `target + at` past the caches, each byte once. What comes after it may be seen
+/// before it, up to the next fence.
+///
+/// # Safety
+///
+/// It is writable, and aligned to a line.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store_past_caches(target: *mut u8, at: usize, [a, b, c, d]: [__m512i; ACCUMULATORS]) {
+    // SAFETY: the bytes are writable and aligned, and this does nothing but write them.
+    unsafe {
+        asm!(
+            "vmovntdq [{target} + {at}], {a}",
+            "vmovntdq [{target} + {at} + 64], {b}",
+            "vmovntdq [{target} + {at} + 128], {c}",
+            "vmovntdq [{target} + {at} + 192], {d}",
             a = in(zmm_reg) a,
             b = in(zmm_reg) b,
             c = in(zmm_reg) c,

@@ -144,6 +144,10 @@ mod tests {
         if crate::Level::Avx2.is_available() {
             copies.push(copy_avx2);
         }
+        #[cfg(target_arch = "x86_64")]
+        if crate::Level::Avx512.is_available() {
+            copies.push(crate::avx512::stream);
+        }
         copies
     }
 
@@ -152,7 +156,7 @@ mod tests {
         fn a_copy_fills_its_target_and_nothing_else(
             source_at in 0_usize..70,
             target_at in 0_usize..70,
-            len in 0_usize..400,
+            len in prop_oneof![0_usize..400, 400_usize..5000],
         ) {
             let source: Vec<u8> = (1..=250).cycle().take(source_at + len).collect();
             for copy in copies() {

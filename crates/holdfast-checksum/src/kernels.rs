@@ -2,30 +2,61 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::avx512;
+use crate::copy::copy_volatile;
 use crate::kind::GuardKind;
 use crate::level::Level;
 use crate::private;
+use crate::stores::Stores;
 use crate::stream::Stream;
 
-/// The functions of the crate at one level, for tests and benchmarks that compare them.
+/// The functions of the crate at one level and with one kind of stores, for those who choose them.
 ///
-/// All levels return the same. The functions at the root of the crate are those of the best.
+/// All levels return the same. The functions at the root of the crate are those of the best, and store
+/// into the caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kernels(
+pub struct Kernels {
     /// Is available.
-    Level,
-);
+    level: Level,
+    stores: Stores,
+}
 
 impl Kernels {
     /// Returns the functions at `level`, or `None` if this processor lacks it.
     pub fn at(level: Level) -> Option<Self> {
-        level.is_available().then_some(Self(level))
+        level.is_available().then_some(Self { level, stores: Stores::default() })
     }
 
     /// Returns the functions at the fastest level of this processor.
     #[inline]
     pub fn best() -> Self {
-        Self(Level::best())
+        Self { level: Level::best(), stores: Stores::default() }
+    }
+
+    /// Makes copies use these stores.
+    #[inline]
+    #[must_use]
+    pub const fn storing(mut self, stores: Stores) -> Self {
+        self.stores = stores;
+        self
+    }
+
+    /// As [`copy_volatile`].
+    ///
+    /// # Safety
+    ///
+    /// - `source` is readable for `len` bytes during the call, whoever else writes them meanwhile.
+    /// - `target` is writable for `len` bytes during the call, and nothing refers to them.
+    /// - The two do not overlap.
+    #[inline]
+    pub unsafe fn copy(self, source: *const u8, target: *mut u8, len: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if self.stores == Stores::NonTemporal && self.level == Level::Avx512 {
+            // SAFETY: the level is available, and our caller promises the rest.
+            unsafe { avx512::stream(source, target, len) };
+            return;
+        }
+        // SAFETY: our caller promises what is asked for.
+        unsafe { copy_volatile(source, target, len) };
     }
 
     /// As [`checksum`](crate::checksum).
@@ -41,7 +72,7 @@ impl Kernels {
     pub fn generate(self, kind: GuardKind, interval: usize, data: &[u8], guards: &mut [u64]) {
         assert_intervals(data.len(), interval, guards);
         #[cfg(target_arch = "x86_64")]
-        if self.0 == Level::Avx512 {
+        if self.level == Level::Avx512 {
             // SAFETY:
             // - the level is available.
             // - `data` is a reference to as many bytes as are needed, as was just checked.
@@ -118,7 +149,8 @@ impl Kernels {
         guards: &mut [u64],
     ) {
         #[cfg(target_arch = "x86_64")]
-        if self.0 == Level::Avx512 {
+        if self.level == Level::Avx512 {
+            let target = target.map(|target| (target, self.stores));
             // SAFETY: the level is available, and our caller promises the rest.
             unsafe { avx512::generate(kind, interval, source, target, guards) };
             return;
@@ -136,7 +168,7 @@ impl Kernels {
     /// Takes stable bytes into the CRC register.
     pub(crate) fn update(self, kind: GuardKind, register: u64, data: &[u8]) -> u64 {
         #[cfg(target_arch = "x86_64")]
-        if self.0 == Level::Avx512 {
+        if self.level == Level::Avx512 {
             // SAFETY:
             // - the level is available.
             // - `data` is a reference to as many bytes.
@@ -160,12 +192,12 @@ impl Kernels {
         len: usize,
     ) -> u64 {
         #[cfg(target_arch = "x86_64")]
-        if self.0 == Level::Avx512 {
+        if self.level == Level::Avx512 {
             // SAFETY: the level is available, and our caller promises the rest.
             return unsafe { avx512::update(kind, register, source, target, len) };
         }
         // SAFETY: the level is available, and our caller promises the rest.
-        unsafe { private::update_volatile(self.0, kind, register, source, target, len) }
+        unsafe { private::update_volatile(self.level, kind, register, source, target, len) }
     }
 }
 
@@ -185,7 +217,9 @@ mod tests {
     use proptest::sample::select;
 
     fn every_kernels() -> Vec<Kernels> {
-        Level::ALL.into_iter().filter_map(Kernels::at).collect()
+        let levels = Level::ALL.into_iter().filter_map(Kernels::at);
+        let stores = [Stores::Temporal, Stores::NonTemporal];
+        levels.flat_map(|kernels| stores.map(|stores| kernels.storing(stores))).collect()
     }
 
     /// Checks `data` against the guards of a standard, in the order of the kinds, at every level.

@@ -18,12 +18,14 @@ mod level;
 #[cfg(test)]
 mod oracle;
 mod private;
+mod stores;
 mod stream;
 
 pub use copy::copy_volatile;
 pub use kernels::Kernels;
 pub use kind::{GuardKind, UnknownGuard};
 pub use level::Level;
+pub use stores::Stores;
 pub use stream::Stream;
 
 /// Returns the guard of one run of stable bytes.

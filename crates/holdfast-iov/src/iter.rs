@@ -3,12 +3,14 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use holdfast_checksum::{GuardKind, Stream, copy_generate, copy_volatile, generate_volatile};
+use holdfast_checksum::{
+    GuardKind, Kernels, Stores, Stream, copy_generate, copy_volatile, generate_volatile,
+};
 
 use crate::lease::Lease;
 use crate::memory::Memory;
 use crate::pool::Buffer;
-use crate::volatile::{OutOfRange, VolatileMemory};
+use crate::volatile::{OutOfRange, Region, VolatileMemory};
 
 /// A run of memory inside one region, as [`IovIter`] keeps it.
 #[derive(Clone, Copy, Debug)]
@@ -298,6 +300,11 @@ impl IovIter {
     /// place and no check of the memory can succeed afterwards. Windows lists one dummy page many
     /// times. Answers yes when there are too many pieces to tell cheaply.
     pub fn has_duplicate_pages(&self) -> bool {
+        // One run has each of its pages once.
+        self.runs().nth(1).is_some() && self.lists_a_page_twice()
+    }
+
+    fn lists_a_page_twice(&self) -> bool {
         const PAGE_SHIFT: u32 = 12;
         const PAGES_MAX: usize = 512;
         let mut pages = [0; PAGES_MAX];
@@ -341,17 +348,123 @@ impl IovIter {
         if !self.is_writable() {
             return 0;
         }
+        let kernels = Kernels::best().storing(Stores::for_later(source.len()));
         let mut copied = 0;
         for run in self.runs() {
             let len = run.len.min(source.len() - copied);
             // SAFETY:
             // - `source` is a reference, so it overlaps no segment.
             // - the run is writable: `backing` keeps it mapped, mutably borrowed as checked, or owned.
-            unsafe { copy_volatile(source[copied..][..len].as_ptr(), run.start.as_ptr(), len) };
+            unsafe { kernels.copy(source[copied..][..len].as_ptr(), run.start.as_ptr(), len) };
             copied += len;
         }
         self.advance(copied);
         copied
+    }
+
+    /// Copies from `region`, from `offset` on, into all segments that are left, and leaves the position at
+    /// their end. Each byte is loaded and stored once.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] when the region has fewer bytes, and nothing is copied.
+    ///
+    /// # Panics
+    ///
+    /// For memory that was lent as a source only.
+    pub fn copy_in_from(&mut self, region: &Region, offset: usize) -> Result<(), OutOfRange> {
+        assert!(self.is_writable(), "what was lent as a source takes nothing");
+        let source = region.range(offset, self.count)?.as_ptr();
+        let kernels = Kernels::best().storing(Stores::for_later(self.count));
+        let mut copied = 0;
+        for run in self.runs() {
+            // SAFETY: the region has `count` bytes there, of which `copied` are done.
+            let source = unsafe { source.add(copied) };
+            // SAFETY:
+            // - the source is mapped for what is left, as `range` checked.
+            // - the run is writable: `backing` keeps it mapped, mutably borrowed, or owned. Where it is the same
+            //   volatile memory as the source, only its bytes are in question.
+            unsafe { kernels.copy(source, run.start.as_ptr(), run.len) };
+            copied += run.len;
+        }
+        self.advance(copied);
+        Ok(())
+    }
+
+    /// Copies from `region`, from `offset` on, into all segments that are left and computes one guard for
+    /// each `interval` bytes, in one pass: the guards are those of the bytes that were stored, whoever
+    /// changes them afterwards. Leaves the position at the end.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] when the region has fewer bytes, and nothing is copied.
+    ///
+    /// # Panics
+    ///
+    /// For memory that was lent as a source only, or when `guards` does not fit the segments.
+    pub fn copy_in_generate_from(
+        &mut self,
+        region: &Region,
+        offset: usize,
+        kind: GuardKind,
+        interval: usize,
+        guards: &mut [u64],
+    ) -> Result<(), OutOfRange> {
+        assert!(self.is_writable(), "what was lent as a source takes nothing");
+        let bytes = self.count;
+        let source = region.range(offset, bytes)?.as_ptr();
+        let kernels = Kernels::best().storing(Stores::for_later(bytes));
+        self.generate_runs(kind, interval, bytes, guards, |run, at| {
+            // SAFETY: `at` is less than the `bytes` that the region has there.
+            let source = unsafe { source.add(at) };
+            match run {
+                Piece::Whole(kind, start, len, guards) => {
+                    // SAFETY: as for the piece below.
+                    unsafe {
+                        kernels.copy_generate(
+                            kind,
+                            interval,
+                            source,
+                            start.cast_mut(),
+                            len,
+                            guards,
+                        );
+                    }
+                }
+                Piece::Part(stream, start, len) => {
+                    // SAFETY:
+                    // - the source is mapped for what is left, as `range` checked.
+                    // - the run is writable: `backing` keeps it mapped, mutably borrowed, or owned.
+                    unsafe { stream.copy(source, start.cast_mut(), len) };
+                }
+            }
+        });
+        self.advance(bytes);
+        Ok(())
+    }
+
+    /// Copies all segments that are left to `region`, from `offset` on, and leaves the position at their
+    /// end. Each byte is loaded and stored once.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] when the region has fewer bytes, and nothing is copied.
+    pub fn copy_out_to(&mut self, region: &Region, offset: usize) -> Result<(), OutOfRange> {
+        let target = region.range(offset, self.count)?.as_ptr();
+        let kernels = Kernels::best().storing(Stores::for_later(self.count));
+        let mut copied = 0;
+        for run in self.runs() {
+            // SAFETY: the region has `count` bytes there, of which `copied` are done.
+            let target = unsafe { target.add(copied) };
+            // SAFETY:
+            // - the run is readable, since `backing` keeps it mapped, borrowed or owned.
+            // - the target is mapped for what is left, as `range` checked, and is volatile memory, to which no
+            //   reference exists.
+            unsafe { kernels.copy(run.start.as_ptr(), target, run.len) };
+            copied += run.len;
+        }
+        self.advance(copied);
+        Ok(())
     }
 
     /// Copies out of the segments until `target` is full and computes one guard for each

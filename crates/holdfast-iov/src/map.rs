@@ -54,6 +54,16 @@ impl Map {
             unsafe { mm::madvise(self.start.as_ptr().cast(), self.len, mm::Advice::LinuxHugepage) };
     }
 
+    /// Has the kernel give all pages of a range memory that can be stored into. `Err` where that
+    /// finds none, instead of SIGBUS at the store.
+    pub(crate) fn populate(&self, offset: usize, len: usize) -> io::Result<()> {
+        // SAFETY: `offset` is inside our own mapping, as the caller checked.
+        let start = unsafe { self.start.as_ptr().add(offset) };
+        // SAFETY: the range is our own mapping, and this advice changes none of its contents.
+        unsafe { mm::madvise(start.cast(), len, mm::Advice::LinuxPopulateWrite) }?;
+        Ok(())
+    }
+
     pub(crate) const fn start(&self) -> NonNull<u8> {
         self.start
     }

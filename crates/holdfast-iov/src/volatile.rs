@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use holdfast_checksum::copy_volatile;
+use holdfast_checksum::{GuardKind, Kernels, Stores, copy_generate, copy_volatile};
 use thiserror::Error;
 
 use crate::map::Map;
@@ -54,6 +54,18 @@ impl Region {
         let map = Map::shared(file, offset, len)?;
         let watch = Some(truncation::watch(map.start().as_ptr(), len)?);
         Ok(Self { watch, map, provider: 0 })
+    }
+
+    /// Gives a range of a shared file memory that can be stored into, for as long as nobody takes it
+    /// away.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT where there is no more, EINVAL for an offset that is no multiple of a page or from a
+    /// kernel before 5.14, and what else madvise(2) says.
+    pub fn populate(&self, offset: usize, len: usize) -> io::Result<()> {
+        self.range(offset, len).map_err(io::Error::other)?;
+        self.map.populate(offset, len)
     }
 
     /// Says whose memory this is. Regions of different providers never share a bio, since a device
@@ -108,6 +120,31 @@ impl Region {
         Ok(())
     }
 
+    /// Copies bytes out of the region and computes one guard for each `interval` bytes, in one pass:
+    /// each byte is loaded once, and that load feeds both.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`], and nothing is copied.
+    ///
+    /// # Panics
+    ///
+    /// When `guards` does not fit `target`.
+    pub fn read_generate(
+        &self,
+        offset: usize,
+        target: &mut [u8],
+        kind: GuardKind,
+        interval: usize,
+        guards: &mut [u64],
+    ) -> Result<(), OutOfRange> {
+        let source = self.range(offset, target.len())?.as_ptr();
+        let (target, len) = (target.as_mut_ptr(), target.len());
+        // SAFETY: as in `read`; `guards` is a reference as well.
+        unsafe { copy_generate(kind, interval, source, target, len, guards) };
+        Ok(())
+    }
+
     /// Copies bytes into the region, storing each once.
     ///
     /// # Errors
@@ -115,10 +152,11 @@ impl Region {
     /// [`OutOfRange`], and nothing is copied.
     pub fn write(&self, offset: usize, source: &[u8]) -> Result<(), OutOfRange> {
         let target = self.range(offset, source.len())?;
+        let kernels = Kernels::best().storing(Stores::for_later(source.len()));
         // SAFETY:
         // - `source` is a reference, so it is readable and overlaps no volatile memory.
         // - `target` is mapped for `source.len()` bytes, as `range` checked.
-        unsafe { copy_volatile(source.as_ptr(), target.as_ptr(), source.len()) };
+        unsafe { kernels.copy(source.as_ptr(), target.as_ptr(), source.len()) };
         Ok(())
     }
 }
