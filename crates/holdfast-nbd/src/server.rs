@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_bio::{Bio, DiskQueue, Ended};
 use holdfast_iov::{BUFFER_MIN, Pool};
-use holdfast_ring::{Channel, Completion, File, Operation, SharedRing, Waker};
+use holdfast_ring::{Channel, Completion, File, Operation, SharedRing, Spin, Waker};
 use holdfast_socket::Listener;
 use holdfast_units::{to_u64, to_usize};
 use slab::Slab;
@@ -27,6 +27,8 @@ pub struct ServerLimits {
     pub handshake: Duration,
     /// How long a client may take to accept its replies once the server is stopping.
     pub farewell: Duration,
+    /// How long to look for requests, at most, before sleeping. Not at all when it is 0.
+    pub poll: Duration,
 }
 
 impl Default for ServerLimits {
@@ -35,6 +37,7 @@ impl Default for ServerLimits {
             connections: 256,
             handshake: Duration::from_secs(30),
             farewell: Duration::from_secs(5),
+            poll: Duration::ZERO,
         }
     }
 }
@@ -55,6 +58,7 @@ pub struct Server<Q: DiskQueue> {
     /// Sessions that found too little memory.
     starved: Vec<usize>,
     limits: ServerLimits,
+    spin: Spin,
     stopping: Option<Instant>,
     ended: Vec<Ended>,
 }
@@ -127,6 +131,7 @@ impl<Q: DiskQueue> Server<Q> {
             changed: Vec::new(),
             starved: Vec::new(),
             limits,
+            spin: Spin::new(limits.poll),
             stopping: None,
             ended: Vec::new(),
         })
@@ -144,7 +149,9 @@ impl<Q: DiskQueue> Server<Q> {
         self.listen_to_waker()?;
         self.tick();
         loop {
-            while self.turn() {}
+            while self.turn() {
+                self.spin.worked();
+            }
             if self.waker.is_stopping() && self.stopping.is_none() {
                 self.begin_stop();
                 continue;
@@ -152,6 +159,12 @@ impl<Q: DiskQueue> Server<Q> {
             if self.stopping.is_some() && self.sessions.is_empty() {
                 return Ok(());
             }
+            if self.spin.keep_looking() {
+                self.ring.borrow_mut().poll()?;
+                std::hint::spin_loop();
+                continue;
+            }
+            self.spin.sleeping();
             self.ring.borrow_mut().enter(1)?;
         }
     }

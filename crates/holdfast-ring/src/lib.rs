@@ -11,9 +11,11 @@
 mod channel;
 mod operation;
 mod ring;
+mod spin;
 mod waker;
 
 pub use channel::Channel;
 pub use operation::{File, Message, Operation};
 pub use ring::{Completion, Ring, SharedRing};
+pub use spin::Spin;
 pub use waker::Waker;

@@ -2,9 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-/// How long a thread spins before it sleeps: up to a limit, and not at all while that has not paid.
+/// How long a thread looks at its ring before it sleeps there: up to a limit, and not at all while that has not
+/// paid.
+///
+/// The window doubles, from 4 us on, when what came so soon after falling asleep would have been found by looking; it
+/// halves when the thread slept for longer.
 #[derive(Debug)]
-pub(crate) struct Spin {
+pub struct Spin {
     max: Duration,
     window: Duration,
     /// Since when nothing was found.
@@ -17,27 +21,27 @@ impl Spin {
     const FIRST: Duration = Duration::from_micros(4);
 
     /// Spins for at most `max` at a time; never when that is 0.
-    pub(crate) const fn new(max: Duration) -> Self {
+    pub const fn new(max: Duration) -> Self {
         Self { max, window: Duration::ZERO, idle: None, slept: None }
     }
 
-    /// Says that there was work. A window in which it came is good for another; a sleep that a larger
-    /// window would have saved makes it larger.
-    pub(crate) fn worked(&mut self) {
-        if self.max.is_zero() {
-            return;
-        }
+    /// Says that there was work. A sleep that the largest window would have saved makes the window larger, a
+    /// longer one makes it smaller.
+    pub fn worked(&mut self) {
         self.idle = None;
-        if let Some(slept) = self.slept.take() {
-            let could_have = slept.elapsed() + self.window <= self.max;
-            if could_have {
-                self.window = (self.window * 2).clamp(Self::FIRST, self.max);
+        let Some(slept) = self.slept.take() else { return };
+        if slept.elapsed() + self.window <= self.max {
+            self.window = (self.window * 2).clamp(Self::FIRST.min(self.max), self.max);
+        } else {
+            self.window /= 2;
+            if self.window < Self::FIRST {
+                self.window = Duration::ZERO;
             }
         }
     }
 
     /// Says that there is nothing to do. Returns whether to look again rather than to sleep.
-    pub(crate) fn keep_looking(&mut self) -> bool {
+    pub fn keep_looking(&mut self) -> bool {
         if self.window.is_zero() {
             return false;
         }
@@ -47,16 +51,9 @@ impl Spin {
     }
 
     /// Says that the thread is about to sleep, because nothing came in the window.
-    pub(crate) fn sleeping(&mut self) {
-        if self.max.is_zero() {
-            return;
-        }
+    pub fn sleeping(&mut self) {
         self.idle = None;
-        self.window /= 2;
-        if self.window < Self::FIRST {
-            self.window = Duration::ZERO;
-        }
-        self.slept = Some(Instant::now());
+        self.slept = (!self.max.is_zero()).then(Instant::now);
     }
 }
 
@@ -73,15 +70,34 @@ mod tests {
     }
 
     #[test]
-    fn a_short_sleep_opens_the_window_and_vain_looking_closes_it() {
-        let mut spin = Spin::new(Duration::from_secs(1));
+    fn short_sleeps_open_the_window_and_long_ones_close_it() {
+        let max = Duration::from_secs(1000);
+        let mut spin = Spin::new(max);
         assert!(!spin.keep_looking());
-        spin.sleeping();
-        spin.worked();
-        assert!(spin.window > Duration::ZERO && spin.keep_looking());
-        while !spin.window.is_zero() {
+        for _ in 0..60 {
             spin.sleeping();
+            spin.worked();
         }
-        assert!(!spin.keep_looking());
+        assert!(spin.window >= max / 4 && spin.keep_looking());
+        let mut sleeps = 0;
+        while spin.keep_looking() {
+            spin.sleeping();
+            spin.slept = Instant::now().checked_sub(2 * max);
+            spin.worked();
+            sleeps += 1;
+        }
+        assert!(sleeps < 60, "{sleeps} long sleeps");
+    }
+
+    #[test]
+    fn looking_in_vain_once_leaves_the_window_as_it_is() {
+        let mut spin = Spin::new(Duration::from_secs(1000));
+        for _ in 0..2 {
+            spin.sleeping();
+            spin.worked();
+        }
+        let window = spin.window;
+        spin.sleeping();
+        assert_eq!(spin.window, window);
     }
 }

@@ -15,7 +15,6 @@ mod counters;
 mod dirty;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod poll;
 mod queue;
 mod request;
 mod server;

@@ -13,14 +13,13 @@ use holdfast_bio::{
     Bio, BlockDevice, Bounce, BounceCounters, DiskQueue, Ended, Error, Op, ReadPolicy,
 };
 use holdfast_iov::{GuestMemory, IovIter, Memory, Pool};
-use holdfast_ring::{Channel, Operation, Ring, SharedRing, Waker};
+use holdfast_ring::{Channel, Operation, Ring, SharedRing, Spin, Waker};
 use holdfast_units::{to_u64, to_usize};
 use holdfast_virtqueue::{BadChain, Chain, Rings, Taken, Virtqueue};
 use thiserror::Error;
 
 use crate::counters::QueueCounters;
 use crate::dirty::DirtyLog;
-use crate::poll::Spin;
 use crate::request::{Refused, Request, Run, Status};
 use crate::target::{Description, Target};
 

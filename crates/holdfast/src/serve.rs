@@ -88,9 +88,10 @@ fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
     let clients = Arc::<Activity>::default();
     let disk = Arc::new(Disk::of(open, &clients));
     let disks = start_disks(arguments, &disk, sockets)?;
+    let limits = ServerLimits { poll: poll_time(arguments), ..ServerLimits::default() };
     let served = watch_over(arguments, open, &clients, &disks, control, shown.as_ref()).and_then(
         |background| {
-            let served = react_all(&disk, &listeners, &wakers, &over, &wait);
+            let served = react_all(&disk, &listeners, &wakers, limits, &over, &wait);
             drop(background);
             served
         },
@@ -104,6 +105,7 @@ fn react_all(
     disk: &Disk,
     listeners: &[Listener],
     wakers: &[Arc<Waker>],
+    limits: ServerLimits,
     over: &mpsc::Sender<()>,
     wait: &mpsc::Receiver<()>,
 ) -> anyhow::Result<()> {
@@ -112,7 +114,7 @@ fn react_all(
         let spawn = |waker| {
             let (over, exports) = (over.clone(), Arc::clone(&exports));
             scope.spawn(move || {
-                let result = react(disk, listeners, exports, waker, wakers.len());
+                let result = react(disk, listeners, exports, waker, limits, wakers.len());
                 // One that cannot go on takes the others with it. Nobody listens at the end.
                 let _ending = over.send(());
                 result
@@ -239,7 +241,7 @@ pub(crate) fn start_disks<T: Target>(
     let options = VhostUserOptions {
         queues: arguments.queues,
         read_policy: arguments.read_policy,
-        poll: Duration::from_micros(u64::from(arguments.poll)),
+        poll: poll_time(arguments),
         ..VhostUserOptions::default()
     };
     if !sockets.is_empty() && options.read_policy == ReadPolicy::Never {
@@ -262,12 +264,18 @@ pub(crate) fn start_disks<T: Target>(
     Ok(disks)
 }
 
+/// Returns how long threads look for requests before they sleep.
+fn poll_time(arguments: &Serve) -> Duration {
+    Duration::from_micros(u64::from(arguments.poll))
+}
+
 /// Runs one reactor until its waker says stop.
 fn react(
     disk: &Disk,
     listeners: &[Listener],
     exports: Arc<[Export]>,
     waker: &Arc<Waker>,
+    limits: ServerLimits,
     threads: usize,
 ) -> anyhow::Result<()> {
     let pool = Pool::new(BUFFER_BYTES / threads)?;
@@ -277,7 +285,6 @@ fn react(
     }
     let ring = ring.shared();
     let queue = disk.queue(&ring, waker)?;
-    let limits = ServerLimits::default();
     let server = Server::new(&ring, queue, pool, listeners, exports, Arc::clone(waker), limits)?;
     server.run().context("the server cannot go on")?;
     Ok(())
