@@ -342,6 +342,10 @@ impl<D: BlockDevice> BlockDevice for Bounce<D> {
         self.device.wait();
     }
 
+    fn has_notes(&self) -> bool {
+        self.device.has_notes()
+    }
+
     fn poll(&mut self) {
         self.device.poll();
     }

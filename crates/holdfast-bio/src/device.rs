@@ -2,7 +2,7 @@
 
 use holdfast_iov::Region;
 
-use crate::{Bio, Ended, Error, Limits};
+use crate::{Bio, Ended, Error, GuardLimits, Limits};
 
 /// Something that bios can be submitted to: a file, memory, a volume, a layer around any of them.
 ///
@@ -17,6 +17,19 @@ pub trait BlockDevice {
     ///
     /// The bio itself. Whatever is wrong with it is told by its [`Ended`].
     fn submit(&mut self, bio: Bio) -> Result<(), Bio>;
+
+    /// Reads at once, where the device has the bytes in memory, and computes a guard for each interval by the
+    /// same loads: the guards are of what the memory got, whoever changes it afterwards. `None` when the
+    /// bio has to be submitted.
+    fn read_guarded(
+        &mut self,
+        bio: &mut Bio,
+        format: GuardLimits,
+        guards: &mut [u64],
+    ) -> Option<Result<(), Error>> {
+        let _unused = (bio, format, guards);
+        None
+    }
 
     /// Returns the most bytes that the device stores wholly or not at all, when their number is a
     /// power of two and they begin at a multiple of it: 0 for a device that promises nothing.
@@ -35,6 +48,12 @@ pub trait BlockDevice {
 
     /// Blocks until there may be something to reap. Returns at once when nothing is in flight.
     fn wait(&mut self);
+
+    /// Returns whether something may be reaped of which the ring does not tell: what ended at once, or what other
+    /// threads leave to be done here. Reap before sleeping. A layer asks what is below it as well.
+    fn has_notes(&self) -> bool {
+        false
+    }
 
     /// Lets what was submitted go on, and what has ended be reaped, without waiting: for those who
     /// wait for something else. A layer passes it on.
@@ -92,6 +111,15 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Box<D> {
         (**self).submit(bio)
     }
 
+    fn read_guarded(
+        &mut self,
+        bio: &mut Bio,
+        format: GuardLimits,
+        guards: &mut [u64],
+    ) -> Option<Result<(), Error>> {
+        (**self).read_guarded(bio, format, guards)
+    }
+
     fn atomic_bytes_max(&self) -> u64 {
         (**self).atomic_bytes_max()
     }
@@ -106,6 +134,10 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Box<D> {
 
     fn wait(&mut self) {
         (**self).wait();
+    }
+
+    fn has_notes(&self) -> bool {
+        (**self).has_notes()
     }
 
     fn poll(&mut self) {
@@ -126,9 +158,6 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Box<D> {
 /// The thread sleeps in its ring. What the queue has in flight ends there; what other threads leave to be done
 /// here they announce by waking the thread.
 pub trait DiskQueue: BlockDevice {
-    /// Returns whether something may be reaped of which the ring does not tell: reap before sleeping.
-    fn has_notes(&self) -> bool;
-
     /// Returns whether there is something that a flush would store, though no client asks for it.
     fn has_news(&self) -> bool {
         false

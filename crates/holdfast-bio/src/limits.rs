@@ -37,6 +37,8 @@ pub struct Limits {
     pub guards: Option<GuardLimits>,
     /// No writes are taken.
     pub read_only: bool,
+    /// What is stored is in memory, and gone with the machine: nothing makes it more durable.
+    pub in_memory: bool,
 }
 
 impl Limits {
@@ -53,6 +55,7 @@ impl Limits {
             stable_pages: false,
             guards: None,
             read_only: false,
+            in_memory: false,
         }
     }
 
@@ -124,6 +127,7 @@ mod tests {
             stable_pages: true,
             guards: None,
             read_only: false,
+            in_memory: false,
         }
     }
 

@@ -128,6 +128,11 @@ impl<D: BlockDevice> BlockDevice for SharedQueue<D> {
         }
     }
 
+    fn has_notes(&self) -> bool {
+        let inner = self.inner.borrow();
+        !inner.users[self.me].ended.is_empty() || inner.device.has_notes()
+    }
+
     fn poll(&mut self) {
         self.go_on();
     }
@@ -142,11 +147,6 @@ impl<D: BlockDevice> BlockDevice for SharedQueue<D> {
 }
 
 impl<D: DiskQueue> DiskQueue for SharedQueue<D> {
-    fn has_notes(&self) -> bool {
-        let inner = self.inner.borrow();
-        !inner.users[self.me].ended.is_empty() || inner.device.has_notes()
-    }
-
     fn has_news(&self) -> bool {
         self.inner.borrow().device.has_news()
     }

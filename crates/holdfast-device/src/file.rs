@@ -3,26 +3,31 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, Limits, Op};
+use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, GuardLimits, Limits, Op};
 use holdfast_iov::{BUFFER_MAX, Region};
 use holdfast_ring::{Channel, Completion, File, Operation, SharedRing};
 use holdfast_units::{to_u64, to_usize};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use slab::Slab;
 
+use crate::mapped::Mapped;
 use crate::open::Backing;
 
 /// One queue of a file or block device, on the ring of one thread.
 ///
-/// Transfers may be short, as those of the kernel are.
+/// Transfers may be short, as those of the kernel are. Those of a file in tmpfs are copies, and have
+/// ended when they are submitted.
 #[derive(Debug)]
 pub struct FileDevice {
     channel: Channel,
     file: File,
     limits: Limits,
+    mapped: Option<Arc<Mapped>>,
     in_flight: Slab<Bio>,
-    refused: Vec<Ended>,
+    /// What ended at once.
+    done: Vec<Ended>,
 }
 
 /// What mmap(2) says of a file system that cannot map files for writing.
@@ -48,13 +53,15 @@ impl FileDevice {
             stable_pages: false,
             guards: None,
             read_only: backing.is_read_only(),
+            in_memory: backing.mapped().is_some(),
         };
         Ok(Self {
             channel: Channel::open(ring),
             file: Rc::new(backing.descriptor()?),
             limits,
+            mapped: backing.mapped(),
             in_flight: Slab::new(),
-            refused: Vec::new(),
+            done: Vec::new(),
         })
     }
 
@@ -125,13 +132,17 @@ impl BlockDevice for FileDevice {
     }
 
     fn submit(&mut self, mut bio: Bio) -> Result<(), Bio> {
+        if let Some(result) = self.mapped.as_ref().and_then(|mapped| mapped.carry_out(&mut bio)) {
+            self.done.push(Ended { bio, result });
+            return Ok(());
+        }
         if self.in_flight.len() >= Self::DEPTH {
             return Err(bio);
         }
         let operation = match self.operation(&mut bio) {
             Ok(operation) => operation,
             Err(error) => {
-                self.refused.push(Ended { bio, result: Err(error) });
+                self.done.push(Ended { bio, result: Err(error) });
                 return Ok(());
             }
         };
@@ -145,8 +156,17 @@ impl BlockDevice for FileDevice {
         })
     }
 
+    fn read_guarded(
+        &mut self,
+        bio: &mut Bio,
+        format: GuardLimits,
+        guards: &mut [u64],
+    ) -> Option<Result<(), Error>> {
+        self.mapped.as_ref()?.read_guarded(bio, format, guards)
+    }
+
     fn reap(&mut self, ended: &mut Vec<Ended>) {
-        ended.append(&mut self.refused);
+        ended.append(&mut self.done);
         while let Some(completion) = self.channel.pop() {
             let item = self.ended(completion);
             ended.push(item);
@@ -154,13 +174,17 @@ impl BlockDevice for FileDevice {
     }
 
     fn wait(&mut self) {
-        let idle = self.in_flight.is_empty() || !self.refused.is_empty();
+        let idle = self.in_flight.is_empty() || !self.done.is_empty();
         let mut ring = self.channel.ring().borrow_mut();
         let want = usize::from(!idle && !ring.has_completions());
         if let Err(error) = ring.enter(want) {
             // The operations cannot be collected, and their memory cannot be given back.
             panic!("io_uring cannot be waited for: {error}");
         }
+    }
+
+    fn has_notes(&self) -> bool {
+        !self.done.is_empty()
     }
 
     fn poll(&mut self) {
@@ -193,11 +217,7 @@ impl BlockDevice for FileDevice {
     }
 }
 
-impl DiskQueue for FileDevice {
-    fn has_notes(&self) -> bool {
-        !self.refused.is_empty()
-    }
-}
+impl DiskQueue for FileDevice {}
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod file;
+mod mapped;
 mod memory;
 mod open;
 mod plain;

@@ -150,6 +150,10 @@ impl BlockDevice for MemoryDevice {
 
     fn wait(&mut self) {}
 
+    fn has_notes(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
     fn data_after(&self, offset: u64) -> Result<Option<u64>, Error> {
         let first = BlockSize::PAGE.count(offset);
         let found = self.pages().keys().copied().filter(|&page| page >= first).min();
@@ -157,11 +161,7 @@ impl BlockDevice for MemoryDevice {
     }
 }
 
-impl DiskQueue for MemoryDevice {
-    fn has_notes(&self) -> bool {
-        !self.ended.is_empty()
-    }
-}
+impl DiskQueue for MemoryDevice {}
 
 #[cfg(test)]
 mod tests {

@@ -5,11 +5,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_units::BlockSize;
 use rustix::fs::{AtFlags, FlockOperation, OFlags, StatxFlags};
 use thiserror::Error;
+
+use crate::mapped::Mapped;
 
 /// Who else may use what is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,8 @@ pub struct Backing {
     access: Access,
     block: BlockSize,
     memory_alignment: BlockSize,
+    /// Of a file that is memory.
+    mapped: Option<Arc<Mapped>>,
 }
 
 impl Backing {
@@ -135,7 +140,7 @@ impl Backing {
         let (block, memory_alignment) = direct_alignment(&file);
         let bytes = size(&file).map_err(error("measure"))?;
         let (path, fd) = (path.to_owned(), OwnedFd::from(file));
-        Ok(Self { path, fd, bytes, access, block, memory_alignment })
+        Ok(Self { path, fd, bytes, access, block, memory_alignment, mapped: None }.map())
     }
 
     fn resize(mut self, bytes: u64) -> Result<Self, OpenError> {
@@ -145,7 +150,19 @@ impl Backing {
             source: errno.into(),
         })?;
         self.bytes = bytes;
-        Ok(self)
+        Ok(self.map())
+    }
+
+    /// Maps what is memory, if it may be written to.
+    fn map(mut self) -> Self {
+        if self.access == Access::ReadWrite {
+            self.mapped = Mapped::new(&self.fd, self.bytes).map(Arc::new);
+        }
+        self
+    }
+
+    pub(crate) fn mapped(&self) -> Option<Arc<Mapped>> {
+        self.mapped.clone()
     }
 
     pub(crate) const fn file(&self) -> &OwnedFd {

@@ -150,6 +150,10 @@ impl BlockDevice for Queues {
         let _none = self.with(|queue| queue.reap(ended));
     }
 
+    fn has_notes(&self) -> bool {
+        !self.refused.is_empty() || self.with(|queue| queue.has_notes()).unwrap_or_default()
+    }
+
     fn wait(&mut self) {
         if self.refused.is_empty() {
             let _none = self.with(|queue| queue.wait());

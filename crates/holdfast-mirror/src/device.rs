@@ -138,6 +138,7 @@ impl<D: BlockDevice> MirrorDevice<D> {
             stable_pages: one.stable_pages || other.stable_pages,
             guards: None,
             read_only: one.read_only || other.read_only,
+            in_memory: one.in_memory && other.in_memory,
         });
         Ok(Self {
             mirror: Arc::clone(mirror),
@@ -511,6 +512,12 @@ impl<D: BlockDevice> BlockDevice for MirrorDevice<D> {
         if let Some(queue) = queues.find(|queue| queue.in_flight > 0) {
             queue.device.wait();
         }
+    }
+
+    fn has_notes(&self) -> bool {
+        let retired = self.retired.iter().map(|(_, queue)| queue);
+        let mut queues = self.legs.iter().flatten().chain(retired);
+        !self.ended.is_empty() || queues.any(|queue| queue.device.has_notes())
     }
 
     fn poll(&mut self) {

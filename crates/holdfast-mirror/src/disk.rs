@@ -1,6 +1,6 @@
 //! One device, or a mirror of several: whoever opens a volume finds out which.
 
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits};
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, GuardLimits, Limits};
 use holdfast_iov::Region;
 
 use crate::device::MirrorDevice;
@@ -29,6 +29,18 @@ impl<D: BlockDevice> BlockDevice for Disk<D> {
         }
     }
 
+    fn read_guarded(
+        &mut self,
+        bio: &mut Bio,
+        format: GuardLimits,
+        guards: &mut [u64],
+    ) -> Option<Result<(), Error>> {
+        match self {
+            Self::Plain(device) => device.read_guarded(bio, format, guards),
+            Self::Mirror(device) => device.read_guarded(bio, format, guards),
+        }
+    }
+
     fn legs(&self) -> usize {
         match self {
             Self::Plain(device) => device.legs(),
@@ -47,6 +59,13 @@ impl<D: BlockDevice> BlockDevice for Disk<D> {
         match self {
             Self::Plain(device) => device.wait(),
             Self::Mirror(device) => device.wait(),
+        }
+    }
+
+    fn has_notes(&self) -> bool {
+        match self {
+            Self::Plain(device) => device.has_notes(),
+            Self::Mirror(device) => device.has_notes(),
         }
     }
 

@@ -102,13 +102,13 @@ impl BlockDevice for Polled {
     fn wait(&mut self) {
         self.device.wait();
     }
-}
 
-impl DiskQueue for Polled {
     fn has_notes(&self) -> bool {
         self.in_flight > 0 || self.has_refused
     }
+}
 
+impl DiskQueue for Polled {
     fn has_news(&self) -> bool {
         self.has_news.load(Ordering::SeqCst)
     }

@@ -200,6 +200,10 @@ impl<D: BlockDevice> BlockDevice for FaultyDevice<D> {
         self.device.legs()
     }
 
+    fn has_notes(&self) -> bool {
+        !self.held.is_empty() || self.device.has_notes()
+    }
+
     fn poll(&mut self) {
         self.device.poll();
     }

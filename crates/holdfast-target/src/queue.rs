@@ -52,6 +52,7 @@ impl<Q: DiskQueue> FileQueue<Q> {
             stable_pages: false,
             guards: None,
             read_only: false,
+            in_memory: below.in_memory,
         };
         let device = SharedQueue::new(device);
         let view = View::new(&file.shared, device.clone());
@@ -143,15 +144,15 @@ impl<Q: DiskQueue> BlockDevice for FileQueue<Q> {
         }
     }
 
-    fn poll(&mut self) {
-        self.view.poll();
-    }
-}
-
-impl<Q: DiskQueue> DiskQueue for FileQueue<Q> {
     fn has_notes(&self) -> bool {
         !self.ended.is_empty()
             || self.direct.is_ready()
             || self.direct.device().device().has_notes()
     }
+
+    fn poll(&mut self) {
+        self.view.poll();
+    }
 }
+
+impl<Q: DiskQueue> DiskQueue for FileQueue<Q> {}

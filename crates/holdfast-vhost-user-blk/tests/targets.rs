@@ -117,13 +117,13 @@ impl<D: BlockDevice> BlockDevice for Polled<D> {
     fn wait(&mut self) {
         self.device.wait();
     }
-}
 
-impl<D: BlockDevice> DiskQueue for Polled<D> {
     fn has_notes(&self) -> bool {
         self.in_flight > 0 || self.has_refused
     }
 }
+
+impl<D: BlockDevice> DiskQueue for Polled<D> {}
 
 /// Memory that takes whole blocks of 4096 bytes only.
 struct Blocks(MemoryDevice);
@@ -146,13 +146,13 @@ impl BlockDevice for Blocks {
     fn wait(&mut self) {
         self.0.wait();
     }
-}
 
-impl DiskQueue for Blocks {
     fn has_notes(&self) -> bool {
         self.0.has_notes()
     }
 }
+
+impl DiskQueue for Blocks {}
 
 fn described(capacity: u64, block: BlockSize) -> Description {
     Description::new(capacity, block, "a disk of the tests")

@@ -67,7 +67,8 @@ pub(crate) fn recover<D: BlockDevice>(
 }
 
 /// Begins an empty tuple log: one that is written, for full durability, and otherwise one that is
-/// mapped, where the storage below can be mapped.
+/// mapped, where the storage below can be mapped. Storage that is gone with the machine needs none that
+/// is written: what is mapped survives as much there.
 pub(crate) fn begin_log<D: BlockDevice>(
     device: &mut D,
     geometry: &Geometry,
@@ -75,13 +76,18 @@ pub(crate) fn begin_log<D: BlockDevice>(
 ) -> Result<Option<Log>, VolumeError> {
     let (offset, len) = geometry.log();
     let no_room = device_error("reserve space for the tuple log");
-    if options.durability == Durability::Full {
-        fill_holes(device, offset, len).map_err(no_room)?;
-        let block = device.limits().granularity;
-        return Ok(Some(Log::written(block, new_epoch(), geometry)));
+    let (limits, is_full) = (device.limits(), options.durability == Durability::Full);
+    if !is_full || limits.in_memory {
+        let region = device.map(offset, to_usize(len)).map_err(&no_room)?;
+        if let Some(region) = region {
+            return Ok(Some(Log::mapped(region, new_epoch(), geometry)));
+        }
     }
-    let region = device.map(offset, to_usize(len)).map_err(no_room)?;
-    Ok(region.map(|region| Log::mapped(region, new_epoch(), geometry)))
+    if !is_full {
+        return Ok(None);
+    }
+    fill_holes(device, offset, len).map_err(no_room)?;
+    Ok(Some(Log::written(limits.granularity, new_epoch(), geometry)))
 }
 
 /// Says that no region is being written, for durability by bitmap.

@@ -78,6 +78,7 @@ impl BlockDevice for Held {
             stable_pages: true,
             guards: Some(GuardLimits { kind: GuardKind::Crc32c, interval: SECTOR.len() }),
             read_only: false,
+            in_memory: false,
         }
     }
 

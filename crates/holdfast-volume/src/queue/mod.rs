@@ -94,6 +94,7 @@ impl<D: BlockDevice> Queue<D> {
             stable_pages: true,
             guards: Some(guards),
             read_only: volume.is_read_only(),
+            in_memory: below.in_memory,
         };
         Ok(Self {
             volume: Arc::clone(volume),
@@ -261,7 +262,12 @@ impl<D: BlockDevice> Queue<D> {
     /// Starts what the bio is for.
     fn act(&mut self, key: usize) -> bool {
         match self.jobs[key].bio.op {
-            Op::Read => self.jobs[key].step = Step::Data,
+            Op::Read => {
+                if self.read_at_once(key) {
+                    return false;
+                }
+                self.jobs[key].step = Step::Data;
+            }
             Op::Write => return self.begin_write(key),
             Op::Zero { .. } | Op::Discard => return self.begin_zero(key),
             Op::Map => self.map(key),
@@ -580,6 +586,10 @@ impl<D: BlockDevice> BlockDevice for Queue<D> {
         }
     }
 
+    fn has_notes(&self) -> bool {
+        self.inbox.is_filled() || !self.ended.is_empty() || self.device.has_notes()
+    }
+
     fn poll(&mut self) {
         self.device.poll();
     }
@@ -595,10 +605,6 @@ impl<D: BlockDevice> BlockDevice for Queue<D> {
 }
 
 impl<D: BlockDevice> DiskQueue for Queue<D> {
-    fn has_notes(&self) -> bool {
-        self.inbox.is_filled() || !self.ended.is_empty()
-    }
-
     fn has_news(&self) -> bool {
         self.volume.has_news()
     }

@@ -1,8 +1,9 @@
 //! Reading: what was read is delivered only if it matches its tuples.
 
-use holdfast_bio::{BlockDevice, Error, Mismatch};
+use holdfast_bio::{Bio, BlockDevice, Error, Mismatch, Op};
 use holdfast_checksum::generate;
 use holdfast_iov::Memory;
+use holdfast_units::to_u64;
 
 use super::Queue;
 use crate::judge::is_zero;
@@ -10,8 +11,37 @@ use crate::judge::is_zero;
 impl<D: BlockDevice> Queue<D> {
     /// Checks what a job has read against the tuples of its sectors.
     pub(super) fn verify(&mut self, key: usize) -> Result<(), Error> {
+        let found = self.mismatches(key);
+        self.judge(key, found)
+    }
+
+    /// Reads at once from a device that is memory, and verifies by the same loads. Returns whether that could be
+    /// done: then the job has ended.
+    pub(super) fn read_at_once(&mut self, key: usize) -> bool {
+        let Some(format) = self.limits.guards.filter(|_| self.limits.in_memory) else {
+            return false;
+        };
+        let job = &mut self.jobs[key];
+        self.guards.resize(job.sectors.count, 0);
+        let len = to_u64(job.sectors.count * format.interval);
+        let at = self.volume.geometry().data_at(self.limits.sector.align_down(job.bio.offset));
+        let mut bio = Bio::new(Op::Read, at, len, std::mem::take(&mut job.bio.memory));
+        let read = self.device.read_guarded(&mut bio, format, &mut self.guards);
+        let job = &mut self.jobs[key];
+        job.bio.memory = bio.memory;
+        let Some(read) = read else { return false };
+        let result = read.and_then(|()| {
+            let found = self.compare(key);
+            self.judge(key, found)
+        });
+        self.finish(key, result);
+        true
+    }
+
+    /// Returns what the submitter of a read is told, and counts what is to be reported.
+    fn judge(&self, key: usize, found: Vec<(usize, Mismatch)>) -> Result<(), Error> {
         let mut bad: Option<(bool, Mismatch)> = None;
-        for (_, mismatch) in self.mismatches(key) {
+        for (_, mismatch) in found {
             let is_final = self.is_final(key, &mismatch);
             if is_final {
                 self.volume.report(&mismatch);
@@ -28,7 +58,7 @@ impl<D: BlockDevice> Queue<D> {
     /// Returns the sectors of what a job has read that do not match their tuples, each by its place in
     /// the group.
     pub(super) fn mismatches(&mut self, key: usize) -> Vec<(usize, Mismatch)> {
-        let job = &mut self.jobs[key];
+        let job = &self.jobs[key];
         let (sector, sectors) = (self.limits.sector.len(), job.sectors);
         let kind = self.volume.protection().kind;
         let bytes = sectors.count * sector;
@@ -40,7 +70,14 @@ impl<D: BlockDevice> Queue<D> {
             Memory::Iov(iter) => iter.generate(kind, sector, bytes, &mut self.guards),
             Memory::Shared(_) | Memory::None => unreachable!("`check` saw memory"),
         }
+        self.compare(key)
+    }
+
+    /// Returns the sectors of a job whose guards, as they were just computed, do not match their tuples, each
+    /// by its place in the group.
+    fn compare(&self, key: usize) -> Vec<(usize, Mismatch)> {
         let job = &self.jobs[key];
+        let (sector, sectors) = (self.limits.sector.len(), job.sectors);
         let first_lba = self.limits.sector.count(job.bio.offset);
         let way = job.way();
         let mut bad = Vec::new();

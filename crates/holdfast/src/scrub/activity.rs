@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use holdfast_bio::{Bio, BlockDevice, Ended, Error, Limits, Op};
+use holdfast_bio::{Bio, BlockDevice, Ended, Error, GuardLimits, Limits, Op};
 use holdfast_iov::Region;
 
 /// What was done by some moment. The numbers need not belong together.
@@ -109,6 +109,18 @@ impl<D: BlockDevice> BlockDevice for Counted<D> {
         Ok(())
     }
 
+    fn read_guarded(
+        &mut self,
+        bio: &mut Bio,
+        format: GuardLimits,
+        guards: &mut [u64],
+    ) -> Option<Result<(), Error>> {
+        let read = self.device.read_guarded(bio, format, guards)?;
+        add(&self.lane.begun, 1);
+        add(&self.lane.ended, 1);
+        Some(read)
+    }
+
     fn reap(&mut self, ended: &mut Vec<Ended>) {
         let first = ended.len();
         self.device.reap(ended);
@@ -124,6 +136,10 @@ impl<D: BlockDevice> BlockDevice for Counted<D> {
 
     fn wait(&mut self) {
         self.device.wait();
+    }
+
+    fn has_notes(&self) -> bool {
+        self.device.has_notes()
     }
 
     fn poll(&mut self) {

@@ -7,7 +7,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended};
+use holdfast_bio::{Bio, BlockDevice, Ended};
 use holdfast_ring::{Channel, Operation, Ring, SharedRing, Waker};
 use holdfast_volume::{Queue, ScrubBatch, Volume};
 

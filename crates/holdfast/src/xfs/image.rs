@@ -122,14 +122,7 @@ fn begins_with_xfs(device: &mut Device) -> anyhow::Result<bool> {
     Ok(bytes[..len].starts_with(b"XFSB"))
 }
 
-impl DiskQueue for Image {
-    fn has_notes(&self) -> bool {
-        match self {
-            Self::Raw(_) => false,
-            Self::Volume(volume) => volume.queue.has_notes(),
-        }
-    }
-}
+impl DiskQueue for Image {}
 
 impl BlockDevice for Image {
     fn limits(&self) -> Limits {
@@ -164,6 +157,13 @@ impl BlockDevice for Image {
         match self {
             Self::Raw(device) => device.wait(),
             Self::Volume(volume) => volume.queue.wait(),
+        }
+    }
+
+    fn has_notes(&self) -> bool {
+        match self {
+            Self::Raw(device) => device.has_notes(),
+            Self::Volume(volume) => volume.queue.has_notes(),
         }
     }
 
