@@ -27,6 +27,8 @@ pub(super) struct Records {
     waiting: VecDeque<usize>,
     /// Jobs whose records are being written.
     committing: Vec<usize>,
+    /// How many jobs have records, which may be durable.
+    in_use: usize,
     /// Room for a list like that.
     spare: Vec<usize>,
 }
@@ -42,6 +44,7 @@ impl Records {
             written: Pool::new(Self::COMMIT_MAX)?,
             waiting: VecDeque::new(),
             committing: Vec::new(),
+            in_use: 0,
             spare: Vec::new(),
         })
     }
@@ -135,10 +138,13 @@ impl<D: BlockDevice> Queue<D> {
         is_write
     }
 
-    /// Writes the records of those who wait for it, unless some are being written.
+    /// Writes the records of those who wait for it, unless some are being written, or so many have their
+    /// data in flight that more will come soon: what makes a record durable flushes a device, and costs
+    /// the same for all that wait.
     pub(super) fn commit(&mut self) {
         let Some(log) = &self.volume.log else { return };
-        if !self.records.committing.is_empty() || self.records.waiting.is_empty() {
+        let waiting = self.records.waiting.len();
+        if !self.records.committing.is_empty() || waiting == 0 || waiting < self.records.in_use {
             return;
         }
         let (mut len, mut count) = (0, 0);
@@ -175,6 +181,7 @@ impl<D: BlockDevice> Queue<D> {
             oldest.push(position);
         }
         self.records.committing.push(key);
+        self.records.in_use += 1;
         len
     }
 
@@ -269,8 +276,13 @@ impl<D: BlockDevice> Queue<D> {
         if let Some(oldest) = &mut self.records.oldest {
             oldest.release(record);
         }
-        if log.release(record) {
+        let (is_written, asks_for_room) = (log.is_written(), log.release(record));
+        if asks_for_room {
             self.make_room();
+        }
+        if is_written {
+            self.records.in_use -= 1;
+            self.commit();
         }
     }
 }
