@@ -176,8 +176,8 @@ impl BlockDevice for FileDevice {
     fn wait(&mut self) {
         let idle = self.in_flight.is_empty() || !self.done.is_empty();
         let mut ring = self.channel.ring().borrow_mut();
-        let want = usize::from(!idle && !ring.has_completions());
-        if let Err(error) = ring.enter(want) {
+        let entered = if idle { ring.enter(0) } else { ring.wait() };
+        if let Err(error) = entered {
             // The operations cannot be collected, and their memory cannot be given back.
             panic!("io_uring cannot be waited for: {error}");
         }

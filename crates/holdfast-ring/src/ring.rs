@@ -13,6 +13,7 @@ use slab::Slab;
 
 use crate::channel::Channel;
 use crate::operation::{Operation, Pieces, Slot, result_of};
+use crate::spin::Spin;
 
 /// A ring that several users in one thread share.
 pub type SharedRing = Rc<RefCell<Ring>>;
@@ -43,6 +44,7 @@ pub struct Ring {
     capacity: usize,
     /// How many bytes the operations move that the kernel has not been told of.
     unsent: usize,
+    spin: Spin,
 }
 
 impl std::fmt::Debug for Ring {
@@ -88,6 +90,7 @@ impl Ring {
             registered: None,
             capacity: usize::try_from(entries).expect("a u32 fits") * 2,
             unsent: 0,
+            spin: Spin::new(Spin::PATIENCE),
         })
     }
 
@@ -168,6 +171,26 @@ impl Ring {
             Err(error) => return Err(error),
         }
         self.collect();
+        Ok(())
+    }
+
+    /// Submits what was pushed, and waits until there are completions: for a while by looking, where that
+    /// pays, and then asleep.
+    ///
+    /// # Errors
+    ///
+    /// As for [`enter`](Self::enter).
+    pub fn wait(&mut self) -> io::Result<()> {
+        self.poll()?;
+        while !self.has_completions() && self.spin.keep_looking() {
+            std::hint::spin_loop();
+            self.poll()?;
+        }
+        if !self.has_completions() {
+            self.spin.sleeping();
+            self.enter(1)?;
+        }
+        self.spin.worked();
         Ok(())
     }
 

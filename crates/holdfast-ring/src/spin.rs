@@ -18,6 +18,9 @@ pub struct Spin {
 }
 
 impl Spin {
+    /// How long those look who do not choose: about as long as it takes to wake two threads that wait for each
+    /// other on other processors.
+    pub const PATIENCE: Duration = Duration::from_micros(64);
     const FIRST: Duration = Duration::from_micros(4);
 
     /// Spins for at most `max` at a time; never when that is 0.
