@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_bio::{Bio, DiskQueue, Ended};
-use holdfast_iov::{BUFFER_MIN, Pool};
+use holdfast_iov::Pool;
 use holdfast_ring::{Channel, Completion, File, Operation, SharedRing, Spin, Waker};
 use holdfast_socket::Listener;
 use holdfast_units::{to_u64, to_usize};
@@ -21,7 +21,7 @@ use crate::session::{Context, Session};
 /// What the connections of a reactor may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
-    /// The most connections; more are closed at once. Each may take up to 48 KiB beside the pool.
+    /// The most connections; more are closed at once. Each may take up to 96 KiB beside the pool.
     pub connections: usize,
     /// How long a client may take to agree on an export.
     pub handshake: Duration,
@@ -119,7 +119,7 @@ impl<Q: DiskQueue> Server<Q> {
     ) -> io::Result<Self> {
         let descriptors = listeners.iter().map(|listener| listener.descriptor().map(Rc::new));
         let channel = Channel::open(ring);
-        let reserve = Pool::new(limits.connections * Session::SMALL_BUFFERS * BUFFER_MIN)?;
+        let reserve = Pool::new(limits.connections * Session::RESERVE)?;
         Ok(Self {
             ring: Rc::clone(ring),
             channel: channel.clone(),
@@ -281,7 +281,7 @@ impl<Q: DiskQueue> Server<Q> {
             return;
         };
         self.accept(index);
-        let memory = self.context.reserve.take_whole(BUFFER_MIN);
+        let memory = self.context.reserve.take_whole(Session::RECEIVE_LEN);
         let (Some(memory), true) = (memory, self.sessions.len() < self.limits.connections) else {
             tracing::warn!("a connection was closed: {} are open", self.sessions.len());
             return;

@@ -27,8 +27,7 @@ pub(crate) struct Context<Q: DiskQueue> {
     /// Bios that found the queue full.
     pub(crate) backlog: VecDeque<Bio>,
     pub(crate) pool: Pool,
-    /// Small buffers, [`Session::SMALL_BUFFERS`] for each connection, so that none has to wait for
-    /// another's client.
+    /// [`Session::RESERVE`] bytes for each connection, so that none has to wait for another's client.
     pub(crate) reserve: Pool,
     pub(crate) exports: Arc<[Export]>,
     pub(crate) channel: Channel,
@@ -64,7 +63,8 @@ pub(crate) struct Session {
     receiving: Option<Receiving>,
     /// Write data that are passed over, and the reply that follows them.
     drain: Option<(u64, Vec<u8>)>,
-    last_was_write: bool,
+    /// How many bytes of data came with the last request.
+    last_payload: u32,
     sending: bool,
     pub(crate) tasks: Tasks,
     closing: Option<&'static str>,
@@ -83,13 +83,16 @@ enum Receiving {
     Payload,
 }
 
-// A handshake is received into one of the small buffers.
-const _: () = assert!(INPUT_LEN_MAX <= BUFFER_MIN);
+const _: () = assert!(INPUT_LEN_MAX <= Session::RECEIVE_LEN, "a handshake is received at once");
 
 impl Session {
-    /// How many buffers of the reserve a session may hold: one for what it receives, and as many as
+    /// How much of the reserve a session may hold, in bytes: what it receives, and a few small buffers of
     /// its tasks.
-    pub(crate) const SMALL_BUFFERS: usize = 1 + Tasks::SMALL_BUFFERS;
+    pub(crate) const RESERVE: usize = Self::RECEIVE_LEN + Tasks::SMALL_BUFFERS * BUFFER_MIN;
+    /// What is received at once, in bytes.
+    pub(crate) const RECEIVE_LEN: usize = 64 << 10;
+    /// From more data than these on a write is not received with others.
+    const COPIED_MAX: u32 = 16 << 10;
     /// The most headers that are received at once.
     const HEADERS_MAX: usize = 32;
 
@@ -113,7 +116,7 @@ impl Session {
             unread: 0..0,
             receiving: None,
             drain: None,
-            last_was_write: false,
+            last_payload: 0,
             sending: false,
             tasks,
             closing: None,
@@ -267,7 +270,8 @@ impl Session {
         let export = &context.exports[agreed.export];
         match parse(header, export, agreed) {
             Ok(request) => {
-                self.last_was_write = request.command == crate::Command::Write;
+                let is_write = request.command == crate::Command::Write;
+                self.last_payload = if is_write { request.length } else { 0 };
                 if request.command == crate::Command::Disconnect {
                     self.close("the client has taken its leave");
                 } else {
@@ -331,7 +335,7 @@ impl Session {
             self.unread = 0..unread.len();
             buffer.as_mut_slice().copy_within(unread, 0);
             let start = self.unread.len();
-            let len = self.receive_len(start);
+            let len = self.receive_len(start, buffer.len());
             (Receiving::Headers, Operation::Receive { socket, buffer, start, len, all: false })
         };
         match context.channel.push(Purpose::Receive.token(self.key), operation) {
@@ -340,13 +344,17 @@ impl Session {
         }
     }
 
-    /// Returns how much may be received behind `start` bytes. After a write another is likely, and
-    /// its data must not be received with its header, since they would have to be copied.
-    fn receive_len(&self, start: usize) -> usize {
+    /// Returns how much may be received behind `start` bytes of a buffer of `len`. After a write another is
+    /// likely: data that are cheaper to copy than to receive alone come with their headers.
+    fn receive_len(&self, start: usize, len: usize) -> usize {
         match (&self.phase, &self.drain) {
-            (Phase::Negotiating(_), _) | (_, Some(_)) => BUFFER_MIN - start,
-            _ if self.last_was_write => REQUEST_LEN - start,
-            _ => Self::HEADERS_MAX * REQUEST_LEN - start,
+            (Phase::Negotiating(_), _) => INPUT_LEN_MAX - start,
+            (_, Some(_)) => len - start,
+            _ => match self.last_payload {
+                0 => Self::HEADERS_MAX * REQUEST_LEN - start,
+                1..=Self::COPIED_MAX => len - start,
+                _ => REQUEST_LEN - start,
+            },
         }
     }
 
