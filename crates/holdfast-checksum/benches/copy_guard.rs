@@ -1,5 +1,6 @@
 //! What a guard costs beside the copy that is needed anyway: requests are copied, checksummed, and
-//! both, in one pass and in two, hot in cache.
+//! both, in one pass and in two, hot in cache, and the copies also from memory to memory. Where Debian's `libisal2` is
+//! installed, ISA-L's copy with a CRC-16 is measured beside them.
 //!
 //! The speed of a shared machine changes from moment to moment, with what else runs on the core. So
 //! no case is measured to its end before the next one begins: each round takes one short sample of
@@ -11,19 +12,24 @@
 #![expect(clippy::print_stdout, reason = "the tables are what it is run for")]
 
 use std::env;
+use std::ffi::c_void;
 use std::fmt;
 use std::fs;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use holdfast_checksum::{GuardKind, Level, copy_generate, generate};
+use holdfast_checksum::{GuardKind, Kernels, Level, Stores, generate};
 
 /// The bytes of an interval, and of each request that is cut into such.
 const INTERVALS: [(usize, &[usize]); 2] =
     [(512, &[512, 4096, 64 << 10, 1 << 20]), (4096, &[4096, 64 << 10, 1 << 20])];
 
+/// The bytes of requests that are found in no cache: each is another part of so many bytes.
+const COLD: [usize; 2] = [64 << 10, 1 << 20];
+const COLD_BYTES: usize = 256 << 20;
+
 /// What is done with each request. The first is what the others are compared with.
-const WORKS: [Work; 10] = [
+const WORKS: [Work; 11] = [
     Work::Copy,
     Work::Guard(GuardKind::Crc16),
     Work::Guard(GuardKind::Crc32c),
@@ -31,6 +37,7 @@ const WORKS: [Work; 10] = [
     Work::CopyGuard(GuardKind::Crc16),
     Work::CopyGuard(GuardKind::Crc32c),
     Work::CopyGuard(GuardKind::Crc64),
+    Work::IsaL,
     Work::CopyThenGuard(GuardKind::Crc16),
     Work::CopyThenGuard(GuardKind::Crc32c),
     Work::CopyThenGuard(GuardKind::Crc64),
@@ -39,7 +46,7 @@ const WORKS: [Work; 10] = [
 const WARM_UPS: usize = 3;
 
 /// A multiple of the number of works: each is then as often first, second and last.
-const ROUNDS: usize = 60;
+const ROUNDS: usize = 66;
 
 /// How long a sample takes at the speed of the fastest warm-up.
 const SAMPLE: Duration = Duration::from_millis(1);
@@ -57,7 +64,8 @@ fn main() {
     }
     let mut columns: Vec<Column> = INTERVALS
         .iter()
-        .flat_map(|&(interval, lens)| lens.iter().map(move |&len| Column::new(len, interval)))
+        .flat_map(|&(interval, lens)| lens.iter().map(move |&len| Column::new(len, interval, 1)))
+        .chain(COLD.map(|len| Column::new(len, PAGE, COLD_BYTES / len)))
         .collect();
     for round in 0..WARM_UPS {
         rotated(&mut columns, round, |column| column.warm_up(round));
@@ -69,11 +77,13 @@ fn main() {
     println!("instructions: {:?}", Level::best());
     println!("processor: {}", processor());
     println!("{ROUNDS} rounds after {WARM_UPS} of warm-up, samples of about {SAMPLE:?}");
-    for columns in columns.chunk_by(|left, right| left.request.interval == right.request.interval) {
-        let interval = columns[0].request.interval;
-        println!("\n{interval} bytes a guard: GB/s of payload, median [10th-90th percentile]");
+    for columns in columns.chunk_by(|left, right| left.request.kind() == right.request.kind()) {
+        let (interval, is_cold) = columns[0].request.kind();
+        let place = if is_cold { "from memory to memory" } else { "in cache" };
+        let what = format!("{interval} bytes a guard, {place}");
+        println!("\n{what}: GB/s of payload, median [10th-90th percentile]");
         print_table(columns, Column::rate);
-        println!("\n{interval} bytes a guard: times the rate of memcpy in the same round, median");
+        println!("\n{what}: times the rate of memcpy in the same round, median");
         print_table(columns, Column::ratio);
     }
 }
@@ -113,6 +123,8 @@ enum Work {
     Guard(GuardKind),
     /// In one pass.
     CopyGuard(GuardKind),
+    /// The same, CRC-16, by ISA-L.
+    IsaL,
     /// In two passes, the second over the target.
     CopyThenGuard(GuardKind),
 }
@@ -123,6 +135,7 @@ impl fmt::Display for Work {
             Self::Copy => write!(f, "memcpy"),
             Self::Guard(kind) => write!(f, "guard {kind}"),
             Self::CopyGuard(kind) => write!(f, "copy+guard {kind}"),
+            Self::IsaL => write!(f, "copy+guard ISA-L crc16"),
             Self::CopyThenGuard(kind) => write!(f, "memcpy then guard {kind}"),
         }
     }
@@ -135,16 +148,16 @@ struct Column {
 }
 
 impl Column {
-    fn new(len: usize, interval: usize) -> Self {
+    fn new(len: usize, interval: usize, slots: usize) -> Self {
         let cases = WORKS.map(|work| Case { work, repetitions: 1, rates: Vec::new() });
-        Self { request: Request::new(len, interval), cases }
+        Self { request: Request::new(len, interval, slots), cases }
     }
 
     fn warm_up(&mut self, round: usize) {
         self.request.first_line = round;
         let repetitions = WARM_UP_BYTES / self.request.len;
         rotated(&mut self.cases, round, |case| {
-            let duration = self.request.run(case.work, repetitions);
+            let Some(duration) = self.request.run(case.work, repetitions) else { return };
             let fitting = SAMPLE.as_nanos() * repetitions as u128 / duration.as_nanos().max(1);
             let fitting = usize::try_from(fitting).expect("a request takes some time");
             case.repetitions = case.repetitions.max(fitting);
@@ -154,7 +167,7 @@ impl Column {
     fn measure(&mut self, round: usize) {
         self.request.first_line = round;
         rotated(&mut self.cases, round, |case| {
-            let duration = self.request.run(case.work, case.repetitions);
+            let Some(duration) = self.request.run(case.work, case.repetitions) else { return };
             let bytes = self.request.len * case.repetitions;
             case.rates.push(bytes as f64 / duration.as_secs_f64() / 1e9);
         });
@@ -170,11 +183,17 @@ impl Column {
     }
 
     fn rate(&self, row: usize) -> String {
+        if self.cases[row].rates.is_empty() {
+            return "not installed".to_owned();
+        }
         let [low, median, high] = percentiles(self.cases[row].rates.clone(), [10, 50, 90]);
         format!("{median:.1} [{low:>5.1}-{high:>5.1}]")
     }
 
     fn ratio(&self, row: usize) -> String {
+        if self.cases[row].rates.is_empty() {
+            return String::new();
+        }
         let pairs = self.cases[row].rates.iter().zip(&self.cases[0].rates);
         let [median] = percentiles(pairs.map(|(rate, memcpy)| rate / memcpy).collect(), [50]);
         format!("{median:.3}")
@@ -196,58 +215,100 @@ struct Case {
     rates: Vec<f64>,
 }
 
-/// A source and a target of one request, with its guards.
+/// Sources and targets of requests, with the guards of one. Requests take turns with them: where there is one of each,
+/// it is in a cache.
 ///
 /// None of the three begins at the same place in a page as another: 4 KiB apart, a load waits for a
 /// store that it has nothing to do with. A short request may meet the stack in this way, which is
-/// elsewhere in each process: so all three move through the page, from round to round.
+/// elsewhere in each process: so all three move through the page, from round to round. Targets begin at a cache line.
 struct Request {
     source: Vec<u8>,
     target: Vec<u8>,
     guards: Vec<u64>,
     len: usize,
     interval: usize,
+    slots: usize,
+    /// Which slot is next.
+    slot: usize,
     /// Where in a page the source begins, in cache lines, modulo a page.
     first_line: usize,
+    isa_l: Option<IsaL>,
 }
 
 impl Request {
-    fn new(len: usize, interval: usize) -> Self {
-        let source = (0..=250).cycle().take(len + 3 * PAGE).collect();
-        let target = vec![1; len + 3 * PAGE];
+    fn new(len: usize, interval: usize, slots: usize) -> Self {
+        let source = (0..=250).cycle().take(slots * len + 3 * PAGE).collect();
+        let target = vec![1; slots * len + 3 * PAGE];
         let guards = vec![0; len / interval + 3 * PAGE / 8];
-        Self { source, target, guards, len, interval, first_line: 0 }
+        let isa_l = isa_l();
+        Self { source, target, guards, len, interval, slots, slot: 0, first_line: 0, isa_l }
     }
 
-    /// Returns how long the `work` takes, done so many times.
-    fn run(&mut self, work: Work, repetitions: usize) -> Duration {
-        let (len, interval) = (self.len, self.interval);
-        let (source, target, guards) = self.parts();
-        match work {
-            Work::Copy => time(repetitions, || copy(source, target)),
-            Work::Guard(kind) => time(repetitions, || {
+    /// Returns what requests of one table have in common.
+    const fn kind(&self) -> (usize, bool) {
+        (self.interval, self.slots > 1)
+    }
+
+    /// Returns how long the `work` takes, done so many times. `None` when it cannot be done here.
+    fn run(&mut self, work: Work, repetitions: usize) -> Option<Duration> {
+        let (len, interval, isa_l) = (self.len, self.interval, self.isa_l);
+        // What is in no cache is not used soon, or it would be.
+        let stores = if self.slots > 1 { Stores::for_later(len) } else { Stores::Temporal };
+        let kernels = Kernels::best().storing(stores);
+        Some(match work {
+            Work::Copy => self.time(repetitions, |source, target, _| copy(source, target)),
+            Work::Guard(kind) => self.time(repetitions, |source, _, guards| {
                 generate(kind, interval, black_box(source), guards);
-                black_box(&mut *guards);
             }),
-            Work::CopyGuard(kind) => time(repetitions, || {
+            Work::CopyGuard(kind) => self.time(repetitions, |source, target, guards| {
                 let (source, target) = (black_box(source).as_ptr(), target.as_mut_ptr());
                 // SAFETY: both slices have `len` bytes, and overlap neither each other nor the
                 // guards.
-                unsafe { copy_generate(kind, interval, source, target, len, guards) };
-                black_box(&mut *guards);
+                unsafe { kernels.copy_generate(kind, interval, source, target, len, guards) };
             }),
-            Work::CopyThenGuard(kind) => time(repetitions, || {
+            Work::IsaL => {
+                let run = isa_l?;
+                self.time(repetitions, |source, target, guards| {
+                    let pieces =
+                        source.chunks_exact(interval).zip(target.chunks_exact_mut(interval));
+                    for ((source, target), guard) in pieces.zip(guards) {
+                        let (from, into) = (source.as_ptr(), target.as_mut_ptr());
+                        // SAFETY: both slices have `interval` bytes; ISA-L reads one and writes the other.
+                        *guard = unsafe { run(0, into, from, source.len() as u64) }.into();
+                    }
+                })
+            }
+            Work::CopyThenGuard(kind) => self.time(repetitions, |source, target, guards| {
                 copy(source, target);
                 generate(kind, interval, target, guards);
-                black_box(&mut *guards);
             }),
-        }
+        })
     }
 
+    /// Returns how long `repetitions` take after one that brings code, and what can be, into the caches.
+    fn time(
+        &mut self,
+        repetitions: usize,
+        mut once: impl FnMut(&[u8], &mut [u8], &mut [u64]),
+    ) -> Duration {
+        let mut start = Instant::now();
+        for repetition in 0..=repetitions {
+            if repetition == 1 {
+                start = Instant::now();
+            }
+            let (source, target, guards) = self.parts();
+            once(source, target, guards);
+            black_box(guards);
+        }
+        start.elapsed()
+    }
+
+    /// Returns the next slot.
     fn parts(&mut self) -> (&[u8], &mut [u8], &mut [u64]) {
-        let first = self.first_line * LINE % PAGE;
-        let source = self.source.as_ptr().align_offset(PAGE) + first;
-        let target = self.target.as_ptr().align_offset(PAGE) + first + PAGE / 2;
+        self.slot = (self.slot + 1) % self.slots;
+        let (first, at) = (self.first_line * LINE % PAGE, self.slot * self.len);
+        let source = self.source.as_ptr().align_offset(PAGE) + first + at;
+        let target = self.target.as_ptr().align_offset(PAGE) + first + PAGE / 2 + at;
         let guards = self.guards.as_ptr().align_offset(PAGE) + (first + PAGE / 4 * 3) / 8;
         (
             &self.source[source..][..self.len],
@@ -262,12 +323,18 @@ fn copy(source: &[u8], target: &mut [u8]) {
     black_box(target);
 }
 
-/// Returns how long `repetitions` take after one that brings memory and code into the caches.
-fn time(repetitions: usize, mut once: impl FnMut()) -> Duration {
-    once();
-    let start = Instant::now();
-    for _ in 0..repetitions {
-        once();
+/// `crc16_t10dif_copy`: a seed, a target, a source, and their length.
+type IsaL = unsafe extern "C" fn(u16, *mut u8, *const u8, u64) -> u16;
+
+/// Finds ISA-L, if it is installed.
+fn isa_l() -> Option<IsaL> {
+    // SAFETY: the library has no initializers that ask for anything.
+    let library = unsafe { libc::dlopen(c"libisal.so.2".as_ptr(), libc::RTLD_NOW) };
+    if library.is_null() {
+        return None;
     }
-    start.elapsed()
+    // SAFETY: `library` is one, and is never closed.
+    let symbol = unsafe { libc::dlsym(library, c"crc16_t10dif_copy".as_ptr()) };
+    // SAFETY: ISA-L's crc.h declares the function like this; a null pointer is none.
+    unsafe { std::mem::transmute::<*mut c_void, Option<IsaL>>(symbol) }
 }
