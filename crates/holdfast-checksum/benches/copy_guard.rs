@@ -291,29 +291,29 @@ impl Request {
         repetitions: usize,
         mut once: impl FnMut(&[u8], &mut [u8], &mut [u64]),
     ) -> Duration {
+        let (source_at, target_at, guards_at) = self.begins();
+        let Self { source, target, guards, len, slots, .. } = self;
+        let guards = &mut guards[guards_at..][..*len / self.interval];
         let mut start = Instant::now();
         for repetition in 0..=repetitions {
             if repetition == 1 {
                 start = Instant::now();
             }
-            let (source, target, guards) = self.parts();
-            once(source, target, guards);
-            black_box(guards);
+            let at = self.slot * *len;
+            once(&source[source_at + at..][..*len], &mut target[target_at + at..][..*len], guards);
+            black_box(&mut *guards);
+            self.slot = if self.slot + 1 == *slots { 0 } else { self.slot + 1 };
         }
         start.elapsed()
     }
 
-    /// Returns the next slot.
-    fn parts(&mut self) -> (&[u8], &mut [u8], &mut [u64]) {
-        self.slot = (self.slot + 1) % self.slots;
-        let (first, at) = (self.first_line * LINE % PAGE, self.slot * self.len);
-        let source = self.source.as_ptr().align_offset(PAGE) + first + at;
-        let target = self.target.as_ptr().align_offset(PAGE) + first + PAGE / 2 + at;
-        let guards = self.guards.as_ptr().align_offset(PAGE) + (first + PAGE / 4 * 3) / 8;
+    /// Returns where the sources, the targets and the guards begin in their vectors.
+    fn begins(&self) -> (usize, usize, usize) {
+        let first = self.first_line * LINE % PAGE;
         (
-            &self.source[source..][..self.len],
-            &mut self.target[target..][..self.len],
-            &mut self.guards[guards..][..self.len / self.interval],
+            self.source.as_ptr().align_offset(PAGE) + first,
+            self.target.as_ptr().align_offset(PAGE) + first + PAGE / 2,
+            self.guards.as_ptr().align_offset(PAGE) + (first + PAGE / 4 * 3) / 8,
         )
     }
 }

@@ -24,6 +24,11 @@ fn drawing(error: impl Display) -> BenchError {
     BenchError::Draw(error.to_string())
 }
 
+/// Returns the label of a place on an axis.
+fn short(value: f64) -> String {
+    if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") }
+}
+
 #[expect(clippy::cast_precision_loss, reason = "there are few")]
 const fn place(index: usize) -> f64 {
     index as f64
@@ -54,6 +59,7 @@ pub(super) fn bars(table: &Found) -> Result<String, BenchError> {
             .disable_x_mesh()
             .disable_x_axis()
             .max_light_lines(0)
+            .y_label_formatter(&|value: &f64| short(*value))
             .y_desc(table.shows.unit())
             .label_style(("sans-serif", 13))
             .draw()
@@ -122,6 +128,10 @@ pub(super) fn curves(line: &Line) -> Result<String, BenchError> {
             .map_err(drawing)?;
         chart
             .configure_mesh()
+            .max_light_lines(0)
+            .x_labels(4)
+            .x_label_formatter(&|value: &f64| short(*value))
+            .y_label_formatter(&|value: &f64| short(*value))
             .x_desc("us")
             .y_desc("% of requests")
             .label_style(("sans-serif", 12))
