@@ -177,7 +177,12 @@ impl Run<'_> {
                 };
                 serve
             }
-            "nbdkit" => command("nbdkit", &["--foreground", "--unix", &socket, "file", &disk]),
+            // The storage is compared, and not the page cache.
+            "nbdkit" => {
+                let mut serve = command("nbdkit", &["--foreground", "--unix", &socket, "file"]);
+                serve.args([&disk, "cache=none"]);
+                serve
+            }
             "qemu-nbd" => {
                 let how = ["--cache=none", "--aio=io_uring", "--persistent", "--format=raw"];
                 let mut serve = command("qemu-nbd", &how);
