@@ -21,11 +21,14 @@ use crate::{Bio, BlockDevice, Ended, Error, Limits, Op};
 /// How reads into volatile memory are checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ReadPolicy {
+    /// As [`Always`](Self::Always), but as [`Lazy`](Self::Lazy) where the device is memory and a copy is all that a
+    /// read costs. A device that reads into the pool's few large pages is often faster by more than the copy takes.
+    #[default]
+    Auto,
     /// Into a buffer, where they are verified, and then copied.
     Always,
     /// Into the memory itself, where they are verified; after a guard mismatch, which may only
     /// mean that the memory changed, again into a buffer, and that is judged.
-    #[default]
     Lazy,
     /// Never through a buffer, reads and writes alike: for measuring. Memory that changes during
     /// the I/O gives false errors and bad guards.
@@ -34,7 +37,7 @@ pub enum ReadPolicy {
 
 /// A name that is no read policy.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
-#[error("{found:?} is no read policy: use always, lazy or never")]
+#[error("{found:?} is no read policy: use auto, always, lazy or never")]
 pub struct ParseReadPolicyError {
     found: String,
 }
@@ -42,6 +45,7 @@ pub struct ParseReadPolicyError {
 impl fmt::Display for ReadPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Auto => "auto",
             Self::Always => "always",
             Self::Lazy => "lazy",
             Self::Never => "never",
@@ -54,6 +58,7 @@ impl FromStr for ReadPolicy {
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         match name {
+            "auto" => Ok(Self::Auto),
             "always" => Ok(Self::Always),
             "lazy" => Ok(Self::Lazy),
             "never" => Ok(Self::Never),
@@ -118,6 +123,11 @@ enum Route {
 impl<D: BlockDevice> Bounce<D> {
     /// Puts the layer around `device`, with buffers from `pool`.
     pub fn new(device: D, pool: Pool, read_policy: ReadPolicy) -> Self {
+        let read_policy = match read_policy {
+            ReadPolicy::Auto if device.limits().in_memory => ReadPolicy::Lazy,
+            ReadPolicy::Auto => ReadPolicy::Always,
+            chosen => chosen,
+        };
         Self {
             device,
             pool,

@@ -119,6 +119,7 @@ impl Outcome {
 /// Returns the name of a read policy, as the command line has it.
 pub const fn policy_name(policy: ReadPolicy) -> &'static str {
     match policy {
+        ReadPolicy::Auto => "auto",
         ReadPolicy::Always => "always",
         ReadPolicy::Lazy => "lazy",
         ReadPolicy::Never => "never",

@@ -159,10 +159,11 @@ pub(crate) struct Serve {
     #[arg(long)]
     pub(crate) read_only: bool,
     /// How reads into the memory of virtual machines are checked: always through a buffer, lazy (into
-    /// the memory itself, and again through a buffer after a mismatch), or never through a buffer,
-    /// reads and writes alike: for measuring only, since a guest that changes its memory during
-    /// I/O then stores bad guards and gets false errors. NBD clients share no memory.
-    #[arg(long, value_name = "always|lazy|never", default_value = "lazy")]
+    /// the memory itself, and again through a buffer after a mismatch), auto (lazy for a disk in
+    /// tmpfs, else always), or never through a buffer, reads and writes alike: for measuring only,
+    /// since a guest that changes its memory during I/O then stores bad guards and gets false
+    /// errors. NBD clients share no memory.
+    #[arg(long, value_name = "auto|always|lazy|never", default_value = "auto")]
     pub(crate) read_policy: ReadPolicy,
     /// What a crash of the machine may cost; one of this program alone costs nothing. full: each
     /// sector has its old or its new data afterwards, or is known to be torn; a write waits until its

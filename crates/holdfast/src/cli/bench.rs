@@ -10,9 +10,9 @@ use super::parse_size;
 #[command(after_help = "\
 The columns: \"zero copy, no guards\" is the storage itself, by the same io_uring; \"zero copy, guards\" a volume \
 on it that trusts its callers not to change their memory during I/O; \"bounce, guards\" copies all through \
-buffers of its own; \"lazy, guards\" copies what is written, and of what is read only what was changed meanwhile, \
-which is what `serve` does by default. The volume has the defaults of `create` and `serve`, full durability \
-included.")]
+buffers of its own, as `serve` does by default; \"lazy, guards\" copies what is written, and of what is read only \
+what was changed meanwhile, as `serve` does by default where the storage is memory. The volume has the defaults of \
+`create` and `serve`, full durability included. The legs of a mirror are no volumes to it.")]
 pub(crate) struct Bench {
     /// Where to measure: a file that does not exist yet is made and removed; of a volume that exists only
     /// reads are measured; a block device is overwritten, with --force. Without it, a file in memory.
