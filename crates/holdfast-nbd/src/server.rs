@@ -161,7 +161,7 @@ impl<Q: DiskQueue> Server<Q> {
             }
             if self.spin.keep_looking() {
                 self.ring.borrow_mut().poll()?;
-                std::hint::spin_loop();
+                std::thread::yield_now();
                 continue;
             }
             self.spin.sleeping();

@@ -183,7 +183,7 @@ impl Ring {
     pub fn wait(&mut self) -> io::Result<()> {
         self.poll()?;
         while !self.has_completions() && self.spin.keep_looking() {
-            std::hint::spin_loop();
+            std::thread::yield_now();
             self.poll()?;
         }
         if !self.has_completions() {

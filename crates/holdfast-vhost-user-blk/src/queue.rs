@@ -108,7 +108,8 @@ pub(crate) struct Reactor<Q: DiskQueue> {
     enabled: bool,
     /// The driver broke the queue: nothing is taken any more.
     broken: bool,
-    spin: Spin,
+    /// For the guest's next request, and for what is in flight: the one may come soon, the other not.
+    spins: [Spin; 2],
     chain: Chain,
     flights: Box<[Flight]>,
     /// Requests that made no sense.
@@ -219,7 +220,7 @@ impl<Q: DiskQueue> Reactor<Q> {
             must_poll,
             enabled: true,
             broken: false,
-            spin: Spin::new(tuning.poll),
+            spins: [tuning.poll; 2].map(Spin::new),
             chain: Chain::new(),
             flights: (0..size).map(|_| Flight::default()).collect(),
             refused: 0,
@@ -239,7 +240,7 @@ impl<Q: DiskQueue> Reactor<Q> {
         let mut turns = 0_u32;
         loop {
             if self.turn() {
-                self.spin.worked();
+                self.spins.iter_mut().for_each(Spin::worked);
                 turns = turns.wrapping_add(1);
                 // A driver that always has something for us must not keep us from what others say.
                 if turns.is_multiple_of(Self::TURNS_MAX) {
@@ -252,15 +253,16 @@ impl<Q: DiskQueue> Reactor<Q> {
                 return Ok(self.virtqueue.next_available());
             }
             let takes = self.takes() && !stopping;
-            if takes && (self.must_poll || self.spin.keep_looking()) {
+            let spin = &mut self.spins[usize::from(self.virtqueue.in_flight() > 0)];
+            if takes && (self.must_poll || spin.keep_looking()) {
                 self.ring.borrow_mut().poll()?;
-                std::hint::spin_loop();
+                std::thread::yield_now();
                 continue;
             }
             if takes && self.virtqueue.enable_kicks() {
                 continue;
             }
-            self.spin.sleeping();
+            self.spins[usize::from(self.virtqueue.in_flight() > 0)].sleeping();
             self.ring.borrow_mut().enter(1)?;
             if takes {
                 self.virtqueue.disable_kicks();
