@@ -65,6 +65,14 @@ impl FileDevice {
         })
     }
 
+    /// Leaves all transfers to the kernel, also of a file in tmpfs: it finishes a sector that it has begun,
+    /// though the process be killed.
+    #[must_use]
+    pub fn by_the_kernel(mut self) -> Self {
+        (self.mapped, self.limits.in_memory) = (None, false);
+        self
+    }
+
     /// Returns the kernel's operation for a bio, whose memory it takes, or why there is none.
     fn operation(&self, bio: &mut Bio) -> Result<Operation, Error> {
         if bio.op.is_write() && self.limits.read_only {
@@ -117,6 +125,9 @@ impl FileDevice {
             }
             _ => false,
         };
+        if let Some(mapped) = &self.mapped {
+            mapped.forget_discarded(&bio);
+        }
         let result = match &completion.result {
             Ok(moved) if moves_data => Ok(u64::from(*moved)),
             Ok(_) => Ok(bio.len),

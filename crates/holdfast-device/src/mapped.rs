@@ -64,15 +64,22 @@ impl Mapped {
             Op::Read if self.is_here(bio) => {}
             Op::Write
                 if self.is_inside(bio) && (self.has(offset, len) || self.take(offset, len)) => {}
-            Op::Discard | Op::Zero { .. } => {
-                let end = offset.saturating_add(len).min(to_u64(self.region.len()));
-                self.mark(offset, end.saturating_sub(offset), false);
+            _ => {
+                self.forget_discarded(bio);
                 return None;
             }
-            _ => return None,
         }
         let copied = self.copy(bio);
         Some(self.checked(bio, copied).map(|()| len))
+    }
+
+    /// Forgets the pages that a discard takes: before the kernel has it and, for those who did not keep away from
+    /// them meanwhile, when it has ended.
+    pub(crate) fn forget_discarded(&self, bio: &Bio) {
+        if matches!(bio.op, Op::Discard | Op::Zero { .. }) {
+            let end = bio.offset.saturating_add(bio.len).min(to_u64(self.region.len()));
+            self.mark(bio.offset, end.saturating_sub(bio.offset), false);
+        }
     }
 
     /// Reads what can be read at once, and computes guards by the same loads. `None` when it cannot.
@@ -134,7 +141,8 @@ impl Mapped {
 
     fn is_inside(&self, bio: &Bio) -> bool {
         let end = bio.offset.checked_add(bio.len);
-        end.is_some_and(|end| end <= to_u64(self.region.len())) && !bio.memory.is_empty()
+        end.is_some_and(|end| end <= to_u64(self.region.len()))
+            && bio.start.checked_add(to_usize(bio.len)).is_some_and(|end| end <= bio.memory.len())
     }
 
     /// Returns whether a read can be carried out at once.

@@ -87,7 +87,8 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
     }
 
     /// Finds the tuple of each sector that records of `epoch` name, and stores it where it is
-    /// another than the stored one. With full durability a sector without one is marked as torn.
+    /// another than the stored one. A sector without one is marked as
+    /// torn, unless the program that wrote it knew no durability.
     pub(crate) fn settle(
         &mut self,
         epoch: NonZeroU64,
@@ -100,7 +101,7 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
         // Each leg of a mirror has all of them, unless it lacks or lost some.
         records.dedup_by_key(|record| record.position);
         let durable = records.iter().map(|record| record.durable).max();
-        let marks_torn = durability == Some(Durability::Full);
+        let marks_torn = durability.is_some();
         let of_groups = records.chunk_by(|a, b| a.lba / in_group == b.lba / in_group);
         let groups = to_u64(of_groups.clone().count());
         for (done, of_group) in (0..).zip(of_groups) {

@@ -110,7 +110,9 @@ impl Store {
         let (backings, ring) = (Arc::clone(&legs.backings), Rc::clone(ring));
         let open = move |leg: usize| {
             let backing = lock(&backings)[leg].clone();
-            backing.map(|backing| FileDevice::new(&backing, &ring)).transpose()
+            let queue = |backing: Arc<Backing>| FileDevice::new(&backing, &ring);
+            // A mirror has no log that a killed process would leave whole.
+            backing.map(|backing| queue(backing).map(FileDevice::by_the_kernel)).transpose()
         };
         MirrorDevice::new(&legs.mirror, open).map(|device| Disk::Mirror(Box::new(device)))
     }
