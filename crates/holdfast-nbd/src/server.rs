@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_bio::{Bio, DiskQueue, Ended};
-use holdfast_iov::Pool;
+use holdfast_iov::{BUFFER_MIN, Pool};
 use holdfast_ring::{Channel, Completion, File, Operation, SharedRing, Spin, Waker};
 use holdfast_socket::Listener;
 use holdfast_units::{to_u64, to_usize};
@@ -49,6 +49,8 @@ pub struct Server<Q: DiskQueue> {
     waker: Arc<Waker>,
     listeners: Vec<File>,
     context: Context<Q>,
+    /// What sessions receive into, [`Session::RECEIVE_LEN`] bytes each.
+    inputs: Pool,
     /// Listeners that could not accept, until the next tick: most likely descriptors have run out,
     /// and trying again at once would fail again at once.
     resting: Vec<usize>,
@@ -100,6 +102,8 @@ const HOUSEKEEPING: u64 = u64::MAX;
 impl<Q: DiskQueue> Server<Q> {
     /// How often deadlines are looked at.
     const TICK: Duration = Duration::from_secs(1);
+    /// The most turns without a look at the ring.
+    const TURNS_MAX: u32 = 64;
 
     /// Sets a reactor up. `pool` is its own, and is registered with `ring` by the caller if that is
     /// wanted; `queue` notifies `waker`, and moves all that a bio asks for, since a short transfer fails its
@@ -119,13 +123,15 @@ impl<Q: DiskQueue> Server<Q> {
     ) -> io::Result<Self> {
         let descriptors = listeners.iter().map(|listener| listener.descriptor().map(Rc::new));
         let channel = Channel::open(ring);
-        let reserve = Pool::new(limits.connections * Session::RESERVE)?;
+        let reserve = Pool::new(limits.connections * Session::SMALL_BUFFERS * BUFFER_MIN)?;
+        let inputs = Pool::new(limits.connections * Session::RECEIVE_LEN)?;
         Ok(Self {
             ring: Rc::clone(ring),
             channel: channel.clone(),
             waker,
             listeners: descriptors.collect::<Result<_, _>>()?,
             context: Context { queue, backlog: VecDeque::new(), pool, reserve, exports, channel },
+            inputs,
             resting: Vec::new(),
             sessions: Slab::new(),
             changed: Vec::new(),
@@ -149,8 +155,11 @@ impl<Q: DiskQueue> Server<Q> {
         self.listen_to_waker()?;
         self.tick();
         loop {
-            while self.turn() {
+            // Clients that always have something for us must not keep us from what others say.
+            let mut turns = 0;
+            while turns < Self::TURNS_MAX && self.turn() {
                 self.spin.worked();
+                turns += 1;
             }
             if self.waker.is_stopping() && self.stopping.is_none() {
                 self.begin_stop();
@@ -159,7 +168,7 @@ impl<Q: DiskQueue> Server<Q> {
             if self.stopping.is_some() && self.sessions.is_empty() {
                 return Ok(());
             }
-            if self.spin.keep_looking() {
+            if turns == Self::TURNS_MAX || self.spin.keep_looking() {
                 self.ring.borrow_mut().poll()?;
                 std::thread::yield_now();
                 continue;
@@ -281,7 +290,7 @@ impl<Q: DiskQueue> Server<Q> {
             return;
         };
         self.accept(index);
-        let memory = self.context.reserve.take_whole(Session::RECEIVE_LEN);
+        let memory = self.inputs.take_whole(Session::RECEIVE_LEN);
         let (Some(memory), true) = (memory, self.sessions.len() < self.limits.connections) else {
             tracing::warn!("a connection was closed: {} are open", self.sessions.len());
             return;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_bio::{Bio, DiskQueue, Ended};
-use holdfast_iov::{BUFFER_MIN, Buffer, Pool};
+use holdfast_iov::{Buffer, Pool};
 use holdfast_ring::{Channel, File, Message, Operation};
 
 use crate::export::Export;
@@ -27,7 +27,8 @@ pub(crate) struct Context<Q: DiskQueue> {
     /// Bios that found the queue full.
     pub(crate) backlog: VecDeque<Bio>,
     pub(crate) pool: Pool,
-    /// [`Session::RESERVE`] bytes for each connection, so that none has to wait for another's client.
+    /// Small buffers, [`Session::SMALL_BUFFERS`] for each connection, so that none has to wait for another's
+    /// client.
     pub(crate) reserve: Pool,
     pub(crate) exports: Arc<[Export]>,
     pub(crate) channel: Channel,
@@ -86,9 +87,8 @@ enum Receiving {
 const _: () = assert!(INPUT_LEN_MAX <= Session::RECEIVE_LEN, "a handshake is received at once");
 
 impl Session {
-    /// How much of the reserve a session may hold, in bytes: what it receives, and a few small buffers of
-    /// its tasks.
-    pub(crate) const RESERVE: usize = Self::RECEIVE_LEN + Tasks::SMALL_BUFFERS * BUFFER_MIN;
+    /// How many buffers of the reserve a session may hold: as many as its tasks.
+    pub(crate) const SMALL_BUFFERS: usize = Tasks::SMALL_BUFFERS;
     /// What is received at once, in bytes.
     pub(crate) const RECEIVE_LEN: usize = 64 << 10;
     /// From more data than these on a write is not received with others.
