@@ -358,7 +358,7 @@ fn the_counters_of_a_server_without_clients_are_zero() {
     assert_eq!(info["clients"][0]["socket"], str_of(&socket));
     assert_eq!(info["clients"][0]["connected"], false);
     assert_eq!(info["clients"][0]["queues"], Value::from(vec![queue(&[]), queue(&[])]));
-    assert_eq!((&info["pid"], &info["read_policy"]), (&server.child.id().into(), &"lazy".into()));
+    assert_eq!((&info["pid"], &info["read_policy"]), (&server.child.id().into(), &"auto".into()));
     assert_eq!((&info["errors"]["guard"], &info["state"]), (&0.into(), &"in use".into()));
     assert_eq!(server.stop().0, Some(0));
 }
