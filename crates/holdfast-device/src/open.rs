@@ -137,6 +137,9 @@ impl Backing {
             return Err(OpenError::Kind { path: path.to_owned() });
         }
         lock(&file, &meta, path, access)?;
+        if access != Access::Peek {
+            drop_cached(&file);
+        }
         let (block, memory_alignment) = direct_alignment(&file);
         let bytes = size(&file).map_err(error("measure"))?;
         let (path, fd) = (path.to_owned(), OwnedFd::from(file));
@@ -240,6 +243,13 @@ fn open_file(path: &Path, access: Access, options: &OpenOptions) -> Result<File,
         }
         other => other.map_err(error("open")),
     }
+}
+
+/// Has the kernel forget what it has of a file in its page cache: while there is anything, each direct write has to
+/// look for what it makes stale, and ends in a thread of the file system's.
+fn drop_cached(file: &File) {
+    // It is as correct without, and slower.
+    let _kept = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
 }
 
 /// Takes the lock that `access` asks for.
