@@ -1,7 +1,7 @@
 //! Opening a file or block device for exclusive direct I/O.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -201,8 +201,7 @@ impl Backing {
     /// kernel shows neither processes of other containers nor, on some file systems, which file it is.
     pub fn holder(&self) -> Option<u32> {
         let stat = rustix::fs::fstat(&self.fd).ok()?;
-        let locks = fs::read_to_string("/proc/locks").ok()?;
-        lock_holder(&locks, stat.st_dev, stat.st_ino)
+        find_lock_holder(stat.st_dev, stat.st_ino)
     }
 
     /// Gives up the lock, so that others may open it, though there may be queues of it that are idle.
@@ -262,14 +261,30 @@ fn lock(file: &File, meta: &fs::Metadata, path: &Path, access: Access) -> Result
     match rustix::fs::flock(file, operation) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-            let holder = lock_holder(&locks, meta.dev(), meta.ino());
+            let holder = find_lock_holder(meta.dev(), meta.ino());
             Err(OpenError::InUse { path: path.to_owned(), holder })
         }
         Err(errno) => {
             Err(OpenError::Io { what: "lock", path: path.to_owned(), source: errno.into() })
         }
     }
+}
+
+/// Finds who holds an flock(2) lock.
+fn find_lock_holder(device: u64, inode: u64) -> Option<u32> {
+    // The kernel hands the list out by a page at most, and goes on by the number of the line: where a lock before
+    // it was released in between, a line is missed.
+    const LOOKS: usize = 16;
+    const AT_ONCE: usize = 2048;
+    for _ in 0..LOOKS {
+        let mut locks = String::with_capacity(64 << 10);
+        File::open("/proc/locks").ok()?.read_to_string(&mut locks).ok()?;
+        let found = lock_holder(&locks, device, inode);
+        if found.is_some() || locks.len() < AT_ONCE {
+            return found;
+        }
+    }
+    None
 }
 
 /// Finds who holds an flock(2) lock in the text of `/proc/locks` (proc(5)).
@@ -321,6 +336,7 @@ fn size(file: &File) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
     fn the_second_opener_is_told_who_was_first() {
@@ -377,6 +393,30 @@ mod tests {
         assert_eq!(peeked.holder(), None);
         let _reader = Backing::open(&path, Access::ReadOnly).unwrap();
         assert_eq!(peeked.holder(), Some(std::process::id()));
+    }
+
+    #[test]
+    fn a_holder_is_found_also_while_others_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let busy: Vec<_> =
+            (0..400).map(|_| File::create(dir.path().join("busy")).unwrap()).collect();
+        let lock = |file: &File| rustix::fs::flock(file, FlockOperation::LockShared).unwrap();
+        let unlock = |file: &File| rustix::fs::flock(file, FlockOperation::Unlock).unwrap();
+        busy.iter().for_each(lock);
+        let disk = Backing::create(&path, 4096).unwrap();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    busy.iter().for_each(unlock);
+                    busy.iter().for_each(lock);
+                }
+            });
+            let found = (0..200).filter_map(|_| disk.holder()).count();
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(found, 200);
+        });
     }
 
     #[test]
