@@ -327,19 +327,8 @@ impl IovIter {
 
     /// Copies out of the segments, loading each byte once, and returns how many bytes were copied.
     pub fn copy_out(&mut self, target: &mut [u8]) -> usize {
-        let mut copied = 0;
-        for run in self.runs() {
-            let len = run.len.min(target.len() - copied);
-            // SAFETY:
-            // - the run is readable, since `backing` keeps it mapped, borrowed or owned.
-            // - `target` is a reference, so it overlaps no segment.
-            unsafe {
-                copy_volatile(run.start.as_ptr(), target[copied..][..len].as_mut_ptr(), len);
-            };
-            copied += len;
-        }
-        self.advance(copied);
-        copied
+        // SAFETY: `target` is a reference, so it is writable and overlaps no segment.
+        unsafe { self.load_runs(target.as_mut_ptr(), target.len(), Stores::Temporal) }
     }
 
     /// Copies into the segments, storing each byte once, and returns how many bytes were copied:
@@ -348,18 +337,8 @@ impl IovIter {
         if !self.is_writable() {
             return 0;
         }
-        let kernels = Kernels::best().storing(Stores::for_later(source.len()));
-        let mut copied = 0;
-        for run in self.runs() {
-            let len = run.len.min(source.len() - copied);
-            // SAFETY:
-            // - `source` is a reference, so it overlaps no segment.
-            // - the run is writable: `backing` keeps it mapped, mutably borrowed as checked, or owned.
-            unsafe { kernels.copy(source[copied..][..len].as_ptr(), run.start.as_ptr(), len) };
-            copied += len;
-        }
-        self.advance(copied);
-        copied
+        // SAFETY: `source` is a reference, so it is readable and overlaps no segment.
+        unsafe { self.store_runs(source.as_ptr(), source.len()) }
     }
 
     /// Copies from `region`, from `offset` on, into all segments that are left, and leaves the position at
@@ -375,20 +354,65 @@ impl IovIter {
     pub fn copy_in_from(&mut self, region: &Region, offset: usize) -> Result<(), OutOfRange> {
         assert!(self.is_writable(), "what was lent as a source takes nothing");
         let source = region.range(offset, self.count)?.as_ptr();
-        let kernels = Kernels::best().storing(Stores::for_later(self.count));
+        // SAFETY: the source is mapped for `count` bytes, as `range` checked, apart from the segments.
+        unsafe { self.store_runs(source, self.count) };
+        Ok(())
+    }
+
+    /// Copies all segments that are left to `region`, from `offset` on, and leaves the position at their
+    /// end. Each byte is loaded and stored once.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] when the region has fewer bytes, and nothing is copied.
+    pub fn copy_out_to(&mut self, region: &Region, offset: usize) -> Result<(), OutOfRange> {
+        let target = region.range(offset, self.count)?.as_ptr();
+        let stores = Stores::for_later(self.count);
+        // SAFETY: the target is mapped for `count` bytes, as `range` checked, apart from the segments, and
+        // is volatile memory, to which no reference exists.
+        unsafe { self.load_runs(target, self.count, stores) };
+        Ok(())
+    }
+
+    /// Copies the next bytes to `target`, at most `bytes`, moves past them, and returns how many they are.
+    ///
+    /// # Safety
+    ///
+    /// `target` is writable for `bytes` bytes, nothing else refers to them, and they overlap no segment.
+    unsafe fn load_runs(&mut self, target: *mut u8, bytes: usize, stores: Stores) -> usize {
+        let kernels = Kernels::best().storing(stores);
         let mut copied = 0;
         for run in self.runs() {
-            // SAFETY: the region has `count` bytes there, of which `copied` are done.
-            let source = unsafe { source.add(copied) };
+            let len = run.len.min(bytes - copied);
             // SAFETY:
-            // - the source is mapped for what is left, as `range` checked.
-            // - the run is writable: `backing` keeps it mapped, mutably borrowed, or owned. Where it is the same
-            //   volatile memory as the source, only its bytes are in question.
-            unsafe { kernels.copy(source, run.start.as_ptr(), run.len) };
-            copied += run.len;
+            // - the run is readable, since `backing` keeps it mapped, borrowed or owned.
+            // - of the target's bytes, `copied` are done, and `len` are left at least.
+            unsafe { kernels.copy(run.start.as_ptr(), target.wrapping_add(copied), len) };
+            copied += len;
         }
         self.advance(copied);
-        Ok(())
+        copied
+    }
+
+    /// Copies into the next bytes, at most `bytes`, moves past them, and returns how many they are.
+    ///
+    /// # Safety
+    ///
+    /// The segments are [writable](Self::is_writable). `source` is readable for `bytes` bytes, and they
+    /// overlap no segment.
+    unsafe fn store_runs(&mut self, source: *const u8, bytes: usize) -> usize {
+        let kernels = Kernels::best().storing(Stores::for_later(bytes));
+        let mut copied = 0;
+        for run in self.runs() {
+            let len = run.len.min(bytes - copied);
+            // SAFETY:
+            // - of the source's bytes, `copied` are done, and `len` are left at least.
+            // - the run is writable: `backing` keeps it mapped, mutably borrowed, or owned.
+            unsafe { kernels.copy(source.wrapping_add(copied), run.start.as_ptr(), len) };
+            copied += len;
+        }
+        self.advance(copied);
+        copied
     }
 
     /// Copies from `region`, from `offset` on, into all segments that are left and computes one guard for
@@ -440,30 +464,6 @@ impl IovIter {
             }
         });
         self.advance(bytes);
-        Ok(())
-    }
-
-    /// Copies all segments that are left to `region`, from `offset` on, and leaves the position at their
-    /// end. Each byte is loaded and stored once.
-    ///
-    /// # Errors
-    ///
-    /// [`OutOfRange`] when the region has fewer bytes, and nothing is copied.
-    pub fn copy_out_to(&mut self, region: &Region, offset: usize) -> Result<(), OutOfRange> {
-        let target = region.range(offset, self.count)?.as_ptr();
-        let kernels = Kernels::best().storing(Stores::for_later(self.count));
-        let mut copied = 0;
-        for run in self.runs() {
-            // SAFETY: the region has `count` bytes there, of which `copied` are done.
-            let target = unsafe { target.add(copied) };
-            // SAFETY:
-            // - the run is readable, since `backing` keeps it mapped, borrowed or owned.
-            // - the target is mapped for what is left, as `range` checked, and is volatile memory, to which no
-            //   reference exists.
-            unsafe { kernels.copy(run.start.as_ptr(), target, run.len) };
-            copied += run.len;
-        }
-        self.advance(copied);
         Ok(())
     }
 
