@@ -42,14 +42,21 @@ pub struct ParseReadPolicyError {
     found: String,
 }
 
-impl fmt::Display for ReadPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl ReadPolicy {
+    /// Returns its name, as the command line has it.
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Auto => "auto",
             Self::Always => "always",
             Self::Lazy => "lazy",
             Self::Never => "never",
-        })
+        }
+    }
+}
+
+impl fmt::Display for ReadPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

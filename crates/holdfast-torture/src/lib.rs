@@ -25,5 +25,5 @@ mod scatter;
 
 pub use case::{Case, Storage};
 pub use error::TortureError;
-pub use outcome::{Corrupted, Outcome, ServerCounts, Table, policy_name};
+pub use outcome::{Corrupted, Outcome, ServerCounts, Table};
 pub use restart::Restarts;

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use holdfast_bio::ReadPolicy;
 use holdfast_vhost_user_blk::QueueCounts;
 use serde::Serialize;
 
@@ -113,16 +112,6 @@ impl Outcome {
         self.kills += other.kills;
         self.interrupted += other.interrupted;
         self.faults.extend(other.faults);
-    }
-}
-
-/// Returns the name of a read policy, as the command line has it.
-pub const fn policy_name(policy: ReadPolicy) -> &'static str {
-    match policy {
-        ReadPolicy::Auto => "auto",
-        ReadPolicy::Always => "always",
-        ReadPolicy::Lazy => "lazy",
-        ReadPolicy::Never => "never",
     }
 }
 

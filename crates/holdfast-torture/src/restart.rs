@@ -18,7 +18,7 @@ use crate::case::{Case, border, judge_scrub, outcome_of, scratch_directory, with
 use crate::guest::{Guest, Tally};
 use crate::host::{Medium, scrub};
 use crate::mutator::Board;
-use crate::outcome::{Outcome, policy_name};
+use crate::outcome::Outcome;
 use crate::random::Random;
 
 /// A run in which the server is another process, which is killed.
@@ -149,7 +149,7 @@ impl Process<'_> {
         let mut serve = Command::new(self.program);
         serve.arg("serve").arg(&self.volume).arg("--vhost-user").arg(&self.socket);
         serve.args(["--queues", &self.case.queues.to_string()]);
-        serve.args(["--read-policy", policy_name(self.case.policy), "--cache-size", "256K"]);
+        serve.args(["--read-policy", self.case.policy.name(), "--cache-size", "256K"]);
         serve.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = serve.spawn().map_err(TortureError::system("start the program"))?;
         self.child = Some(child);

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use holdfast_bio::ReadPolicy;
-use holdfast_torture::{Case, Outcome as Found, Restarts, Storage, Table, policy_name};
+use holdfast_torture::{Case, Outcome as Found, Restarts, Storage, Table};
 use serde::Serialize;
 
 use crate::Outcome;
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Torture) -> anyhow::Result<Outcome> {
             seed,
         };
         let found = torture(arguments, &case)
-            .with_context(|| format!("the torture of {} ended early", policy_name(policy)))?;
+            .with_context(|| format!("the torture of {} ended early", policy.name()))?;
         rows.push((policy, found));
     }
     // What goes wrong with `never` is what it shows.
@@ -51,7 +51,7 @@ pub(crate) fn run(arguments: &Torture) -> anyhow::Result<Outcome> {
 
 /// Runs one policy.
 fn torture(arguments: &Torture, case: &Case) -> anyhow::Result<Found> {
-    let name = policy_name(case.policy);
+    let name = case.policy.name();
     let temporary = std::env::temp_dir();
     let directory: &Path = arguments.dir.as_deref().unwrap_or(&temporary);
     if let Some(kills) = arguments.kills {
@@ -80,7 +80,7 @@ fn heading(arguments: &Torture, seed: u64) -> String {
 
 /// Returns the table, and what it says in words.
 fn report(rows: &[(ReadPolicy, Found)]) -> String {
-    let name = |policy: &ReadPolicy| policy_name(*policy).to_owned();
+    let name = |policy: &ReadPolicy| policy.name().to_owned();
     let named: Vec<_> = rows.iter().map(|(policy, found)| (name(policy), found.clone())).collect();
     let mut text = format!("{}\n", Table(&named));
     for (policy, found) in rows {
@@ -91,7 +91,7 @@ fn report(rows: &[(ReadPolicy, Found)]) -> String {
 
 /// Returns what the table does not say of a row.
 fn remarks(policy: ReadPolicy, found: &Found) -> String {
-    let name = policy_name(policy);
+    let name = policy.name();
     let mut text = String::new();
     if found.kills > 0 {
         let Found { kills, interrupted, .. } = found;
@@ -153,7 +153,7 @@ struct JsonRow<'a> {
 impl<'a> Json<'a> {
     fn new(arguments: &Torture, seed: u64, rows: &'a [(ReadPolicy, Found)]) -> Self {
         let row = |(policy, found): &'a (ReadPolicy, Found)| JsonRow {
-            policy: policy_name(*policy),
+            policy: policy.name(),
             is_clean: found.is_clean(),
             found,
         };
