@@ -43,6 +43,7 @@ impl FileDevice {
     ///
     /// EMFILE.
     pub fn new(backing: &Backing, ring: &SharedRing) -> io::Result<Self> {
+        let mapped = backing.mapped();
         let limits = Limits {
             capacity: backing.bytes(),
             sector: backing.block(),
@@ -53,13 +54,13 @@ impl FileDevice {
             stable_pages: false,
             guards: None,
             read_only: backing.is_read_only(),
-            in_memory: backing.mapped().is_some(),
+            in_memory: mapped.is_some(),
         };
         Ok(Self {
             channel: Channel::open(ring),
             file: Rc::new(backing.descriptor()?),
             limits,
-            mapped: backing.mapped(),
+            mapped,
             in_flight: Slab::new(),
             done: Vec::new(),
         })

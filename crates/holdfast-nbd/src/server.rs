@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use holdfast_bio::{Bio, DiskQueue, Ended};
 use holdfast_iov::{BUFFER_MIN, Pool};
-use holdfast_ring::{Channel, Completion, File, Operation, SharedRing, Spin, Waker};
+use holdfast_ring::{Channel, Completion, File, Operation, SharedRing, Waker};
 use holdfast_socket::Listener;
 use holdfast_units::{to_u64, to_usize};
 use slab::Slab;
 
 use crate::export::Export;
 use crate::session::{Context, Session};
+use crate::task::Tasks;
 
 /// What the connections of a reactor may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +28,6 @@ pub struct ServerLimits {
     pub handshake: Duration,
     /// How long a client may take to accept its replies once the server is stopping.
     pub farewell: Duration,
-    /// How long to look for requests, at most, before sleeping. Not at all when it is 0.
-    pub poll: Duration,
 }
 
 impl Default for ServerLimits {
@@ -37,7 +36,6 @@ impl Default for ServerLimits {
             connections: 256,
             handshake: Duration::from_secs(30),
             farewell: Duration::from_secs(5),
-            poll: Duration::ZERO,
         }
     }
 }
@@ -60,7 +58,6 @@ pub struct Server<Q: DiskQueue> {
     /// Sessions that found too little memory.
     starved: Vec<usize>,
     limits: ServerLimits,
-    spin: Spin,
     stopping: Option<Instant>,
     ended: Vec<Ended>,
 }
@@ -123,7 +120,7 @@ impl<Q: DiskQueue> Server<Q> {
     ) -> io::Result<Self> {
         let descriptors = listeners.iter().map(|listener| listener.descriptor().map(Rc::new));
         let channel = Channel::open(ring);
-        let reserve = Pool::new(limits.connections * Session::SMALL_BUFFERS * BUFFER_MIN)?;
+        let reserve = Pool::new(limits.connections * Tasks::SMALL_BUFFERS * BUFFER_MIN)?;
         let inputs = Pool::new(limits.connections * Session::RECEIVE_LEN)?;
         Ok(Self {
             ring: Rc::clone(ring),
@@ -137,7 +134,6 @@ impl<Q: DiskQueue> Server<Q> {
             changed: Vec::new(),
             starved: Vec::new(),
             limits,
-            spin: Spin::new(limits.poll),
             stopping: None,
             ended: Vec::new(),
         })
@@ -158,7 +154,6 @@ impl<Q: DiskQueue> Server<Q> {
             // Clients that always have something for us must not keep us from what others say.
             let mut turns = 0;
             while turns < Self::TURNS_MAX && self.turn() {
-                self.spin.worked();
                 turns += 1;
             }
             if self.waker.is_stopping() && self.stopping.is_none() {
@@ -168,13 +163,12 @@ impl<Q: DiskQueue> Server<Q> {
             if self.stopping.is_some() && self.sessions.is_empty() {
                 return Ok(());
             }
-            if turns == Self::TURNS_MAX || self.spin.keep_looking() {
-                self.ring.borrow_mut().poll()?;
-                std::thread::yield_now();
-                continue;
+            let mut ring = self.ring.borrow_mut();
+            if turns == Self::TURNS_MAX {
+                ring.poll()?;
+            } else {
+                ring.wait()?;
             }
-            self.spin.sleeping();
-            self.ring.borrow_mut().enter(1)?;
         }
     }
 

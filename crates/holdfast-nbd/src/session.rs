@@ -27,7 +27,7 @@ pub(crate) struct Context<Q: DiskQueue> {
     /// Bios that found the queue full.
     pub(crate) backlog: VecDeque<Bio>,
     pub(crate) pool: Pool,
-    /// Small buffers, [`Session::SMALL_BUFFERS`] for each connection, so that none has to wait for another's
+    /// Small buffers, [`Tasks::SMALL_BUFFERS`] for each connection, so that none has to wait for another's
     /// client.
     pub(crate) reserve: Pool,
     pub(crate) exports: Arc<[Export]>,
@@ -87,8 +87,6 @@ enum Receiving {
 const _: () = assert!(INPUT_LEN_MAX <= Session::RECEIVE_LEN, "a handshake is received at once");
 
 impl Session {
-    /// How many buffers of the reserve a session may hold: as many as its tasks.
-    pub(crate) const SMALL_BUFFERS: usize = Tasks::SMALL_BUFFERS;
     /// What is received at once, in bytes.
     pub(crate) const RECEIVE_LEN: usize = 64 << 10;
     /// From more data than these on a write is not received with others.

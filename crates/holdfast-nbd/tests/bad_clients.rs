@@ -15,7 +15,6 @@ const SHORT: ServerLimits = ServerLimits {
     connections: 256,
     handshake: Duration::from_secs(30),
     farewell: Duration::from_millis(300),
-    poll: Duration::from_micros(64),
 };
 
 /// Writes and reads a megabyte a few times, and returns how long that took.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use holdfast_iov::Pool;
 use holdfast_units::to_u64;
@@ -174,6 +175,12 @@ impl Ring {
         Ok(())
     }
 
+    /// Makes [`wait`](Self::wait) look for at most `max` before it sleeps, instead of [`Spin::PATIENCE`]; never when
+    /// that is 0.
+    pub fn set_patience(&mut self, max: Duration) {
+        self.spin = Spin::new(max);
+    }
+
     /// Submits what was pushed, and waits until there are completions: for a while by looking, where that
     /// pays, and then asleep.
     ///
@@ -295,7 +302,7 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     fn finish(ring: &SharedRing, channel: &Channel) -> Completion {
         ring.borrow_mut().enter(1).unwrap();

@@ -262,7 +262,7 @@ impl<Q: DiskQueue> Reactor<Q> {
             if takes && self.virtqueue.enable_kicks() {
                 continue;
             }
-            self.spins[usize::from(self.virtqueue.in_flight() > 0)].sleeping();
+            spin.sleeping();
             self.ring.borrow_mut().enter(1)?;
             if takes {
                 self.virtqueue.disable_kicks();

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use holdfast_bio::ReadPolicy;
 use holdfast_integrity::GuardKind;
+use holdfast_ring::Spin;
 use holdfast_socket::Address;
 use holdfast_units::BlockSize;
 use holdfast_volume::{CreateOptions, Durability};
@@ -148,7 +149,7 @@ pub(crate) struct Serve {
     pub(crate) queues: u16,
     /// Let threads look for requests for up to so many microseconds before they sleep, where that
     /// pays: less latency for more processor time. They never look with 0.
-    #[arg(long, value_name = "US", default_value = "64",
+    #[arg(long, value_name = "US", default_value_t = Spin::PATIENCE.subsec_micros(),
         value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub(crate) poll: u32,
     /// Show what virtual machines did, and what was found corrupt, to Prometheus: at

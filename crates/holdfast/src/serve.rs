@@ -88,10 +88,9 @@ fn serve(arguments: &Serve, open: &OpenVolume) -> anyhow::Result<()> {
     let clients = Arc::<Activity>::default();
     let disk = Arc::new(Disk::of(open, &clients));
     let disks = start_disks(arguments, &disk, sockets)?;
-    let limits = ServerLimits { poll: poll_time(arguments), ..ServerLimits::default() };
     let served = watch_over(arguments, open, &clients, &disks, control, shown.as_ref()).and_then(
         |background| {
-            let served = react_all(&disk, &listeners, &wakers, limits, &over, &wait);
+            let served = react_all(&disk, &listeners, &wakers, poll_time(arguments), &over, &wait);
             drop(background);
             served
         },
@@ -105,7 +104,7 @@ fn react_all(
     disk: &Disk,
     listeners: &[Listener],
     wakers: &[Arc<Waker>],
-    limits: ServerLimits,
+    poll: Duration,
     over: &mpsc::Sender<()>,
     wait: &mpsc::Receiver<()>,
 ) -> anyhow::Result<()> {
@@ -114,7 +113,7 @@ fn react_all(
         let spawn = |waker| {
             let (over, exports) = (over.clone(), Arc::clone(&exports));
             scope.spawn(move || {
-                let result = react(disk, listeners, exports, waker, limits, wakers.len());
+                let result = react(disk, listeners, exports, waker, poll, wakers.len());
                 // One that cannot go on takes the others with it. Nobody listens at the end.
                 let _ending = over.send(());
                 result
@@ -275,16 +274,18 @@ fn react(
     listeners: &[Listener],
     exports: Arc<[Export]>,
     waker: &Arc<Waker>,
-    limits: ServerLimits,
+    poll: Duration,
     threads: usize,
 ) -> anyhow::Result<()> {
     let pool = Pool::new(BUFFER_BYTES / threads)?;
     let mut ring = Ring::new(RING_ENTRIES).context("cannot set io_uring up")?;
+    ring.set_patience(poll);
     if let Err(error) = ring.register(&pool) {
         tracing::debug!("the buffers are not registered, which costs a little speed: {error}");
     }
     let ring = ring.shared();
     let queue = disk.queue(&ring, waker)?;
+    let limits = ServerLimits::default();
     let server = Server::new(&ring, queue, pool, listeners, exports, Arc::clone(waker), limits)?;
     server.run().context("the server cannot go on")?;
     Ok(())
