@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
 
+use holdfast_checksum::Stores;
 use holdfast_iov::{BUFFER_MAX, Buffer, IovIter, Memory, Pool, Region};
 use holdfast_units::{to_u64, to_usize};
 use slab::Slab;
@@ -292,15 +293,17 @@ fn fill(flight: &mut Flight, limits: &Limits, offset: u64, len: u64, buffer: &mu
     let iter = flight.iter.as_mut().expect("a bounced flight keeps its iterator");
     let head = to_usize(limits.sector.offset_in(offset));
     let len = to_usize(len);
+    // A device takes them from memory: lines that were fetched to be overwritten were fetched in vain.
+    let stores = if limits.in_memory { Stores::Temporal } else { Stores::NonTemporal };
     let (bytes, guards) = buffer.parts_mut();
     match limits.guards {
         Some(format) if head == 0 && len.is_multiple_of(format.interval) => {
             let guards = &mut guards[..len / format.interval];
-            iter.copy_out_generate(format.kind, format.interval, &mut bytes[..len], guards);
+            iter.copy_out_generate(format.kind, format.interval, &mut bytes[..len], guards, stores);
             true
         }
         _ => {
-            iter.copy_out(&mut bytes[head..][..len]);
+            iter.copy_out_storing(&mut bytes[head..][..len], stores);
             false
         }
     }

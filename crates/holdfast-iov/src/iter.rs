@@ -3,9 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use holdfast_checksum::{
-    GuardKind, Kernels, Stores, Stream, copy_generate, copy_volatile, generate_volatile,
-};
+use holdfast_checksum::{GuardKind, Kernels, Stores, Stream, copy_volatile, generate_volatile};
 
 use crate::lease::Lease;
 use crate::memory::Memory;
@@ -327,8 +325,13 @@ impl IovIter {
 
     /// Copies out of the segments, loading each byte once, and returns how many bytes were copied.
     pub fn copy_out(&mut self, target: &mut [u8]) -> usize {
+        self.copy_out_storing(target, Stores::Temporal)
+    }
+
+    /// As [`copy_out`](Self::copy_out), with the stores that suit who uses the target next.
+    pub fn copy_out_storing(&mut self, target: &mut [u8], stores: Stores) -> usize {
         // SAFETY: `target` is a reference, so it is writable and overlaps no segment.
-        unsafe { self.load_runs(target.as_mut_ptr(), target.len(), Stores::Temporal) }
+        unsafe { self.load_runs(target.as_mut_ptr(), target.len(), stores) }
     }
 
     /// Copies into the segments, storing each byte once, and returns how many bytes were copied:
@@ -468,7 +471,8 @@ impl IovIter {
     }
 
     /// Copies out of the segments until `target` is full and computes one guard for each
-    /// `interval` bytes, in one pass: each byte is loaded once, and that load feeds both.
+    /// `interval` bytes, in one pass: each byte is loaded once, and that load feeds both. The stores are those
+    /// that suit who uses the target next.
     ///
     /// # Panics
     ///
@@ -479,16 +483,18 @@ impl IovIter {
         interval: usize,
         target: &mut [u8],
         guards: &mut [u64],
+        stores: Stores,
     ) {
         assert!(target.len() <= self.count, "a guard needs all of its sector");
         let bytes = target.len();
         let target = target.as_mut_ptr();
+        let kernels = Kernels::best().storing(stores);
         self.generate_runs(kind, interval, bytes, guards, |run, at| match run {
             Piece::Whole(kind, start, len, guards) => {
                 // SAFETY: `at + len` is at most the length of `target`.
                 let target = unsafe { target.add(at) };
                 // SAFETY: as for the piece below.
-                unsafe { copy_generate(kind, interval, start, target, len, guards) };
+                unsafe { kernels.copy_generate(kind, interval, start, target, len, guards) };
             }
             Piece::Part(stream, start, len) => {
                 // SAFETY: `at + len` is at most the length of `target`.
@@ -690,6 +696,7 @@ mod tests {
         fn a_copy_with_guards_equals_a_copy_and_then_guards(
             pieces in pieces(), interval in prop::sample::select(vec![512_usize, 4096]),
             kind in prop::sample::select(GuardKind::ALL.to_vec()),
+            stores in prop::sample::select(vec![Stores::Temporal, Stores::NonTemporal]),
         ) {
             let (mut iter, flat) = iter_over(&pieces);
             let sectors = flat.len() / interval;
@@ -700,7 +707,7 @@ mod tests {
             iter.generate(kind, interval, bytes, &mut seen);
             prop_assert_eq!(&seen, &expected);
             let (mut target, mut guards) = (vec![0; bytes], vec![0; sectors]);
-            iter.copy_out_generate(kind, interval, &mut target, &mut guards);
+            iter.copy_out_generate(kind, interval, &mut target, &mut guards, stores);
             prop_assert_eq!(&target[..], &flat[..bytes]);
             prop_assert_eq!(guards, expected);
             prop_assert_eq!(iter.count(), flat.len() - bytes);
