@@ -8,6 +8,7 @@
 //! Several users share one ring, each through a [`Channel`] of its own, so that one system call
 //! submits and collects for all of them.
 
+mod batch;
 mod channel;
 mod operation;
 mod ring;

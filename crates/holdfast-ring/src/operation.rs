@@ -12,6 +12,8 @@ use io_uring::types::{CancelBuilder, Fd, FsyncFlags, Timespec};
 use io_uring::{cqueue, opcode};
 use rustix::fs::FallocateFlags;
 
+use crate::batch;
+
 /// An open file or socket. An operation holds it open until it has completed.
 pub type File = Rc<OwnedFd>;
 
@@ -114,12 +116,14 @@ impl Operation {
         Self::Timeout { after: Box::new(Timespec::from(after)) }
     }
 
-    /// Returns how many bytes it moves to or from a file.
-    pub(crate) const fn data_len(&self) -> usize {
-        match self {
-            Self::Read { len, .. } | Self::Write { len, .. } => *len,
-            _ => 0,
-        }
+    /// Returns what it moves to or from a file.
+    pub(crate) fn transfer(&self) -> Option<batch::Transfer> {
+        let (file, writes, offset, len) = match self {
+            Self::Read { file, offset, len, .. } => (file, false, *offset, *len),
+            Self::Write { file, offset, len, .. } => (file, true, *offset, *len),
+            _ => return None,
+        };
+        Some(batch::Transfer { file: file.as_raw_fd(), writes, offset, len })
     }
 
     /// Takes what the kernel has made out of a result.

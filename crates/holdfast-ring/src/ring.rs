@@ -12,6 +12,7 @@ use io_uring::types::CancelBuilder;
 use io_uring::{IoUring, opcode};
 use slab::Slab;
 
+use crate::batch::Batch;
 use crate::channel::Channel;
 use crate::operation::{Operation, Pieces, Slot, result_of};
 use crate::spin::Spin;
@@ -43,8 +44,7 @@ pub struct Ring {
     /// The pool whose memory is registered as the fixed buffer 0, kept mapped while it is.
     registered: Option<Pool>,
     capacity: usize,
-    /// How many bytes the operations move that the kernel has not been told of.
-    unsent: usize,
+    batch: Batch,
     spin: Spin,
 }
 
@@ -65,10 +65,6 @@ struct Pushed {
 const NOBODY: u64 = u64::MAX;
 
 impl Ring {
-    /// So many bytes are worth a system call of their own: whoever copies or computes what comes next
-    /// would keep the device waiting for longer.
-    const EAGER: usize = 256 << 10;
-
     /// Sets a ring up for `entries` operations in flight.
     ///
     /// # Errors
@@ -90,7 +86,7 @@ impl Ring {
             channels: Vec::new(),
             registered: None,
             capacity: usize::try_from(entries).expect("a u32 fits") * 2,
-            unsent: 0,
+            batch: Batch::default(),
             spin: Spin::new(Spin::PATIENCE),
         })
     }
@@ -132,7 +128,11 @@ impl Ring {
         if self.slots.len() >= self.capacity {
             return Err(operation);
         }
-        self.unsent += operation.data_len();
+        let is_due = match operation.transfer() {
+            Some(transfer) => self.batch.push(transfer),
+            // A flush takes long, and others wait for it.
+            None => matches!(operation, Operation::Sync { .. }),
+        };
         let mut slot = Slot::new(operation, self.pieces.pop().unwrap_or_default());
         let vacant = self.slots.vacant_entry();
         let entry = slot.entry(self.registered.as_ref()).user_data(to_u64(vacant.key()));
@@ -143,8 +143,8 @@ impl Ring {
                 assert_passing(&error);
             }
         }
-        if self.unsent >= Self::EAGER {
-            self.unsent = 0;
+        if is_due {
+            self.batch.submitted();
             // Whoever enters meets the error as well.
             let _later = self.uring.submit();
         }
@@ -165,7 +165,7 @@ impl Ring {
     /// What `io_uring_enter(2)` says, except for EINTR, EAGAIN and EBUSY, which are no errors: come
     /// again.
     pub fn enter(&mut self, want: usize) -> io::Result<()> {
-        self.unsent = 0;
+        self.batch.submitted();
         match self.uring.submit_and_wait(want) {
             Ok(_) => {}
             Err(error) if is_passing(&error) => {}
@@ -231,6 +231,9 @@ impl Ring {
             let Slot { mut operation, pieces } = slot;
             if pieces.are_kept() {
                 self.pieces.push(pieces);
+            }
+            if operation.transfer().is_some() {
+                self.batch.completed();
             }
             operation.adopt(&result);
             self.channels[channel].push_back(Completion { token, operation, result });
@@ -357,11 +360,11 @@ mod tests {
     }
 
     #[test]
-    fn much_data_is_on_its_way_before_the_ring_is_entered() {
+    fn a_transfer_is_on_its_way_before_the_ring_is_entered() {
         let ring = Ring::new(8).unwrap().shared();
         let channel = Channel::open(&ring);
         let pool = Pool::new(1 << 20).unwrap();
-        let mut buffer = pool.take_whole(Ring::EAGER).unwrap();
+        let mut buffer = pool.take(4096).unwrap();
         buffer.as_mut_slice().fill(7);
         let file = file_with(b"");
         let write = Operation::Write {
@@ -369,7 +372,7 @@ mod tests {
             offset: 0,
             memory: Memory::Buffer(buffer),
             skip: 0,
-            len: Ring::EAGER,
+            len: 4096,
             durable: false,
         };
         channel.push(1, write).unwrap();
@@ -379,7 +382,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(found, [7]);
-        assert_eq!(usize::try_from(finish(&ring, &channel).result.unwrap()), Ok(Ring::EAGER));
+        assert_eq!(usize::try_from(finish(&ring, &channel).result.unwrap()), Ok(4096));
     }
 
     #[test]
