@@ -7,6 +7,9 @@
 //! every case, those that are compared one right after the other, in an order that rotates. What is
 //! compared is of one round.
 //!
+//! `-- avx2` and `-- portable` measure what processors with less get: there the guards are those of `crc-fast`, of
+//! stable bytes or of a private copy, by the best instructions of this processor.
+//!
 //! Does nothing unless told `--bench`, as `cargo bench` does and `cargo test --benches` does not.
 
 #![expect(clippy::print_stdout, reason = "the tables are what it is run for")]
@@ -18,7 +21,7 @@ use std::fs;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use holdfast_checksum::{GuardKind, Kernels, Level, Stores, generate};
+use holdfast_checksum::{GuardKind, Kernels, Level, Stores};
 
 /// The bytes of an interval, and of each request that is cut into such.
 const INTERVALS: [(usize, &[usize]); 2] =
@@ -62,10 +65,13 @@ fn main() {
     if !env::args().any(|argument| argument == "--bench") {
         return;
     }
+    let level = level();
+    let kernels = Kernels::at(level).expect("this processor has the level");
+    let column = |len, interval, slots| Column::new(Request::new(kernels, len, interval, slots));
     let mut columns: Vec<Column> = INTERVALS
         .iter()
-        .flat_map(|&(interval, lens)| lens.iter().map(move |&len| Column::new(len, interval, 1)))
-        .chain(COLD.map(|len| Column::new(len, PAGE, COLD_BYTES / len)))
+        .flat_map(|&(interval, lens)| lens.iter().map(move |&len| column(len, interval, 1)))
+        .chain(COLD.map(|len| column(len, PAGE, COLD_BYTES / len)))
         .collect();
     for round in 0..WARM_UPS {
         rotated(&mut columns, round, |column| column.warm_up(round));
@@ -74,7 +80,7 @@ fn main() {
         rotated(&mut columns, round, |column| column.measure(round));
     }
 
-    println!("instructions: {:?}", Level::best());
+    println!("instructions: {level:?}");
     println!("processor: {}", processor());
     println!("{ROUNDS} rounds after {WARM_UPS} of warm-up, samples of about {SAMPLE:?}");
     for columns in columns.chunk_by(|left, right| left.request.kind() == right.request.kind()) {
@@ -86,6 +92,17 @@ fn main() {
         println!("\n{what}: times the rate of memcpy in the same round, median");
         print_table(columns, Column::ratio);
     }
+}
+
+/// Returns what the command line asks for, or the best.
+fn level() -> Level {
+    let asked = env::args().skip(1).find_map(|argument| match argument.as_str() {
+        "avx512" => Some(Level::Avx512),
+        "avx2" => Some(Level::Avx2),
+        "portable" => Some(Level::Portable),
+        _ => None,
+    });
+    asked.unwrap_or_else(Level::best)
 }
 
 /// Calls `each` for every item, the one at `first` first.
@@ -148,9 +165,9 @@ struct Column {
 }
 
 impl Column {
-    fn new(len: usize, interval: usize, slots: usize) -> Self {
+    fn new(request: Request) -> Self {
         let cases = WORKS.map(|work| Case { work, repetitions: 1, rates: Vec::new() });
-        Self { request: Request::new(len, interval, slots), cases }
+        Self { request, cases }
     }
 
     fn warm_up(&mut self, round: usize) {
@@ -232,16 +249,30 @@ struct Request {
     slot: usize,
     /// Where in a page the source begins, in cache lines, modulo a page.
     first_line: usize,
+    kernels: Kernels,
     isa_l: Option<IsaL>,
 }
 
 impl Request {
-    fn new(len: usize, interval: usize, slots: usize) -> Self {
+    fn new(kernels: Kernels, len: usize, interval: usize, slots: usize) -> Self {
         let source = (0..=250).cycle().take(slots * len + 3 * PAGE).collect();
         let target = vec![1; slots * len + 3 * PAGE];
         let guards = vec![0; len / interval + 3 * PAGE / 8];
-        let isa_l = isa_l();
-        Self { source, target, guards, len, interval, slots, slot: 0, first_line: 0, isa_l }
+        // What is in no cache is not used soon, or it would be.
+        let stores = if slots > 1 { Stores::for_later(len) } else { Stores::Temporal };
+        let (kernels, isa_l) = (kernels.storing(stores), isa_l());
+        Self {
+            source,
+            target,
+            guards,
+            len,
+            interval,
+            slots,
+            slot: 0,
+            first_line: 0,
+            kernels,
+            isa_l,
+        }
     }
 
     /// Returns what requests of one table have in common.
@@ -251,14 +282,11 @@ impl Request {
 
     /// Returns how long the `work` takes, done so many times. `None` when it cannot be done here.
     fn run(&mut self, work: Work, repetitions: usize) -> Option<Duration> {
-        let (len, interval, isa_l) = (self.len, self.interval, self.isa_l);
-        // What is in no cache is not used soon, or it would be.
-        let stores = if self.slots > 1 { Stores::for_later(len) } else { Stores::Temporal };
-        let kernels = Kernels::best().storing(stores);
+        let Self { len, interval, kernels, isa_l, .. } = *self;
         Some(match work {
             Work::Copy => self.time(repetitions, |source, target, _| copy(source, target)),
             Work::Guard(kind) => self.time(repetitions, |source, _, guards| {
-                generate(kind, interval, black_box(source), guards);
+                kernels.generate(kind, interval, black_box(source), guards);
             }),
             Work::CopyGuard(kind) => self.time(repetitions, |source, target, guards| {
                 let (source, target) = (black_box(source).as_ptr(), target.as_mut_ptr());
@@ -280,7 +308,7 @@ impl Request {
             }
             Work::CopyThenGuard(kind) => self.time(repetitions, |source, target, guards| {
                 copy(source, target);
-                generate(kind, interval, target, guards);
+                kernels.generate(kind, interval, target, guards);
             }),
         })
     }
