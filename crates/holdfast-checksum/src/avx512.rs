@@ -13,20 +13,12 @@ use std::ptr;
 
 use crate::constants::{ACCUMULATORS, BLOCK, Crc16, Crc32c, Crc64, Format};
 use crate::copy::copy_volatile;
+use crate::fold::{DROP, LINE, STORE, STREAM, split_register};
 use crate::kind::GuardKind;
 use crate::stores::Stores;
 
 /// How many intervals are divided side by side.
 const BATCH: usize = 4;
-
-/// What is done with what was loaded, as a parameter of the functions that load it.
-const DROP: u8 = 0;
-const STORE: u8 = 1;
-/// Past the caches.
-const STREAM: u8 = 2;
-
-/// What a store past the caches must be aligned to.
-const LINE: usize = 64;
 
 /// Computes one guard for each interval, and copies to `target` if there is one.
 ///
@@ -235,18 +227,6 @@ unsafe fn update_short<F: Format, const THEN: u8>(
     // SAFETY: `block` is one block, and nothing is stored.
     let sum = unsafe { sum_blocks::<F, DROP>(zero, block.as_ptr(), ptr::null_mut(), 0..BLOCK) };
     divide_one::<F>(sum) ^ rest
-}
-
-/// Divides the register into what is added to the first `len` bytes of a message, and what is left
-/// of it after them.
-fn split_register<F: Format>(register: u64, len: usize) -> ([u8; 8], u64) {
-    let lifted = register << (64 - F::KIND.bits());
-    let shift = u32::try_from(8 * len).unwrap_or(u32::MAX);
-    if F::MIRRORED {
-        (register.to_le_bytes(), register.unbounded_shr(shift))
-    } else {
-        (lifted.to_be_bytes(), lifted.unbounded_shl(shift) >> (64 - F::KIND.bits()))
-    }
 }
 
 /// Returns the register as what is added to the first 64 bytes of a message.

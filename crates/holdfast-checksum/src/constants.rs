@@ -1,4 +1,4 @@
-//! The multipliers of the folding kernel, computed from the polynomials.
+//! The multipliers of the folding kernels, computed from the polynomials.
 //!
 //! A message is a polynomial over GF(2) whose first bit has the highest power. A *lane* is 128 bits
 //! of it, `H * x^64 + L`. What follows it by `n` bits may be replaced by a shorter polynomial that
@@ -18,11 +18,17 @@ pub(crate) const BLOCK: usize = ACCUMULATORS * 64;
 
 const LANE_BITS: usize = 128;
 
-/// What the kernel multiplies with. In each pair the first is for the low half of a lane.
+/// How many accumulators of 128 bits the narrow kernel has, and how many bytes it takes at a time.
+pub(crate) const NARROW_LANES: usize = 8;
+pub(crate) const NARROW_BLOCK: usize = NARROW_LANES * 16;
+
+/// What the kernels multiply with. In each pair the first is for the low half of a lane.
 #[derive(Debug)]
 pub(crate) struct Constants {
     /// Moves a lane past one block.
     pub(crate) fold: [u64; 2],
+    /// Moves a lane past one block of the narrow kernel.
+    pub(crate) fold_narrow: [u64; 2],
     /// Moves each lane of the last block to the end of the message, and `bits` further: what the
     /// sum of the products leaves, times `x^(64-bits)`, is the CRC times `x^(64-bits)`.
     pub(crate) finish: [[u64; 8]; ACCUMULATORS],
@@ -80,6 +86,7 @@ impl Polynomial {
     const fn constants(&self) -> Constants {
         // A mirrored product reads as if it were multiplied by x.
         let fold = self.lane(8 * BLOCK - self.mirrored as usize, 0);
+        let fold_narrow = self.lane(8 * NARROW_BLOCK - self.mirrored as usize, 0);
         let mut finish = [[0; 8]; ACCUMULATORS];
         let lanes = ACCUMULATORS * 4;
         let mut at = 0;
@@ -89,7 +96,7 @@ impl Polynomial {
             finish[at / 4][at % 4 * 2 + 1] = lane[1];
             at += 1;
         }
-        Constants { fold, finish, divide: self.divide() }
+        Constants { fold, fold_narrow, finish, divide: self.divide() }
     }
 
     /// The multipliers for a lane after which `following` bits come.

@@ -2,8 +2,6 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::asm;
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::__m256i;
 
 /// Copies between memory of which either side may be changed by others meanwhile.
 ///
@@ -46,70 +44,13 @@ unsafe fn copy_string(source: *const u8, target: *mut u8, len: usize) {
     }
 }
 
-/// Copies 32 bytes at a time.
-///
-/// # Safety
-///
-/// As for [`copy_volatile`], and AVX2 is available.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-pub(crate) unsafe fn copy_avx2(source: *const u8, target: *mut u8, len: usize) {
-    let mut at = 0;
-    while len - at >= 32 {
-        // SAFETY: 32 bytes from `at` on are in range.
-        let value = unsafe { load_avx2(source.wrapping_add(at)) };
-        // SAFETY: as above.
-        unsafe { store_avx2(target.wrapping_add(at), value) };
-        at += 32;
-    }
-    // SAFETY: `at <= len`, and what is copied here was not copied above.
-    unsafe { copy_words(source.wrapping_add(at), target.wrapping_add(at), len - at) };
-}
-
-/// # Safety
-///
-/// 32 bytes at `source` are readable.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn load_avx2(source: *const u8) -> __m256i {
-    let value;
-    // SAFETY: the bytes are readable, and this does nothing but read them.
-    unsafe {
-        asm!(
-            "vmovdqu {value}, [{source}]",
-            value = out(ymm_reg) value,
-            source = in(reg) source,
-            options(readonly, nostack, preserves_flags),
-        );
-    }
-    value
-}
-
-/// # Safety
-///
-/// 32 bytes at `target` are writable.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn store_avx2(target: *mut u8, value: __m256i) {
-    // SAFETY: the bytes are writable, and this does nothing but write them.
-    unsafe {
-        asm!(
-            "vmovdqu [{target}], {value}",
-            value = in(ymm_reg) value,
-            target = in(reg) target,
-            options(nostack, preserves_flags),
-        );
-    }
-}
-
 /// Copies a word at a time where source and target are aligned alike, else a byte.
 ///
 /// # Safety
 ///
 /// As for [`copy_volatile`].
-pub(crate) unsafe fn copy_words(source: *const u8, target: *mut u8, len: usize) {
+#[cfg(any(test, not(target_arch = "x86_64")))]
+unsafe fn copy_words(source: *const u8, target: *mut u8, len: usize) {
     const WORD: usize = size_of::<u64>();
     let mut at = 0;
     while at < len {
@@ -140,10 +81,6 @@ mod tests {
 
     fn copies() -> Vec<Copy> {
         let mut copies: Vec<Copy> = vec![copy_volatile, copy_words];
-        #[cfg(target_arch = "x86_64")]
-        if crate::Level::Avx2.is_available() {
-            copies.push(copy_avx2);
-        }
         #[cfg(target_arch = "x86_64")]
         if crate::Level::Avx512.is_available() {
             copies.push(crate::avx512::stream);

@@ -1,13 +1,13 @@
 //! The functions of the crate at a level of one's choice.
 
-#[cfg(target_arch = "x86_64")]
-use crate::avx512;
 use crate::copy::copy_volatile;
 use crate::kind::GuardKind;
 use crate::level::Level;
 use crate::private;
 use crate::stores::Stores;
 use crate::stream::Stream;
+#[cfg(target_arch = "x86_64")]
+use crate::{avx512, clmul};
 
 /// The functions of the crate at one level and with one kind of stores, for those who choose them.
 ///
@@ -79,6 +79,12 @@ impl Kernels {
             unsafe { avx512::generate(kind, interval, data.as_ptr(), None, guards) };
             return;
         }
+        #[cfg(target_arch = "x86_64")]
+        if self.level_for(kind) == Level::Avx2 {
+            // SAFETY: as above.
+            unsafe { clmul::generate(kind, interval, data.as_ptr(), None, guards) };
+            return;
+        }
         for (index, guard) in guards.iter_mut().enumerate() {
             *guard = self.checksum(kind, &data[index * interval..][..interval]);
         }
@@ -131,6 +137,37 @@ impl Kernels {
         unsafe { self.generate_raw(kind, interval, source, Some(target), guards) };
     }
 
+    /// As [`copy_generate`](Self::copy_generate), into memory that nobody else reaches.
+    ///
+    /// # Panics
+    ///
+    /// Unless `target` is exactly one interval for each guard.
+    ///
+    /// # Safety
+    ///
+    /// `source` is readable for as many bytes as `target` has, during the call, whoever else writes them
+    /// meanwhile.
+    pub unsafe fn copy_out_generate(
+        self,
+        kind: GuardKind,
+        interval: usize,
+        source: *const u8,
+        target: &mut [u8],
+        guards: &mut [u64],
+    ) {
+        assert_intervals(target.len(), interval, guards);
+        if self.level_for(kind) != Level::Portable || interval == 0 {
+            let target = Some(target.as_mut_ptr());
+            // SAFETY: our caller promises the source, and the target is a reference to one interval for each
+            // guard, so it overlaps nothing.
+            unsafe { self.generate_raw(kind, interval, source, target, guards) };
+            return;
+        }
+        // SAFETY: our caller promises as many bytes of the source as there are in the target, which are one
+        // interval for each guard.
+        unsafe { private::generate_copied(kind, interval, source, target, guards) };
+    }
+
     /// As [`Stream::new`].
     pub fn stream(self, kind: GuardKind) -> Stream {
         Stream::at(self, kind)
@@ -155,6 +192,13 @@ impl Kernels {
             unsafe { avx512::generate(kind, interval, source, target, guards) };
             return;
         }
+        #[cfg(target_arch = "x86_64")]
+        if self.level_for(kind) == Level::Avx2 {
+            let target = target.map(|target| (target, self.stores));
+            // SAFETY: the level is available, and our caller promises the rest.
+            unsafe { clmul::generate(kind, interval, source, target, guards) };
+            return;
+        }
         let seed = kind.seed();
         for (index, guard) in guards.iter_mut().enumerate() {
             let at = index * interval;
@@ -162,6 +206,15 @@ impl Kernels {
             let source = source.wrapping_add(at);
             // SAFETY: this is interval `index` of those that our caller promises.
             *guard = seed ^ unsafe { self.update_volatile(kind, seed, source, target, interval) };
+        }
+    }
+
+    /// Returns the level for guards of a kind. Where there is no AVX-512, the processor's own instruction for
+    /// CRC-32C is faster than multiplications, and `crc-fast` uses it.
+    fn level_for(self, kind: GuardKind) -> Level {
+        match (self.level, kind) {
+            (Level::Avx2, GuardKind::Crc32c) => Level::Portable,
+            (level, _) => level,
         }
     }
 
@@ -173,6 +226,11 @@ impl Kernels {
             // - the level is available.
             // - `data` is a reference to as many bytes.
             return unsafe { avx512::update(kind, register, data.as_ptr(), None, data.len()) };
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self.level_for(kind) == Level::Avx2 {
+            // SAFETY: as above.
+            return unsafe { clmul::update(kind, register, data.as_ptr(), None, data.len()) };
         }
         private::update(kind, register, data)
     }
@@ -196,8 +254,13 @@ impl Kernels {
             // SAFETY: the level is available, and our caller promises the rest.
             return unsafe { avx512::update(kind, register, source, target, len) };
         }
-        // SAFETY: the level is available, and our caller promises the rest.
-        unsafe { private::update_volatile(self.level, kind, register, source, target, len) }
+        #[cfg(target_arch = "x86_64")]
+        if self.level_for(kind) == Level::Avx2 {
+            // SAFETY: the level is available, and our caller promises the rest.
+            return unsafe { clmul::update(kind, register, source, target, len) };
+        }
+        // SAFETY: our caller promises what is asked for.
+        unsafe { private::update_volatile(kind, register, source, target, len) }
     }
 }
 
@@ -345,6 +408,14 @@ mod tests {
                     };
                     prop_assert_eq!(&guards, &expected, "copy_generate {} {:?}", kind, kernels);
                     prop_assert_eq!(&target, &copied, "copy_generate {} {:?}", kind, kernels);
+
+                    let mut guards = vec![1; count];
+                    target.fill(0x5A);
+                    let (from, into) = (source.as_ptr(), &mut target[target_at..][..len]);
+                    // SAFETY: `source` is a slice of `len` bytes.
+                    unsafe { kernels.copy_out_generate(kind, interval, from, into, &mut guards) };
+                    prop_assert_eq!(&guards, &expected, "copy_out_generate {} {:?}", kind, kernels);
+                    prop_assert_eq!(&target, &copied, "copy_out_generate {} {:?}", kind, kernels);
                 }
             }
         }

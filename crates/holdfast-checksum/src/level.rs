@@ -7,9 +7,10 @@ use std::sync::OnceLock;
 pub enum Level {
     /// AVX-512 F, BW and VL with VPCLMULQDQ: the data goes through registers only.
     Avx512,
-    /// AVX2: the data goes through a private copy in the first-level cache.
+    /// AVX2 with PCLMULQDQ: as well, a quarter of them at a time. CRC-32C is as in [`Self::Portable`].
     Avx2,
-    /// Any processor: as [`Self::Avx2`], copied a word at a time.
+    /// Any processor: where others reach both source and target, the data goes through a private copy in the
+    /// first-level cache.
     Portable,
 }
 
@@ -47,7 +48,7 @@ fn has_avx512() -> bool {
 
 #[cfg(target_arch = "x86_64")]
 fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2")
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("pclmulqdq")
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -10,8 +10,12 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod clmul;
+#[cfg(target_arch = "x86_64")]
 mod constants;
 mod copy;
+#[cfg(target_arch = "x86_64")]
+mod fold;
 mod kernels;
 mod kind;
 mod level;

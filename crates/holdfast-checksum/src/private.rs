@@ -6,13 +6,11 @@ use std::slice;
 
 use crc_fast::Digest;
 
-#[cfg(target_arch = "x86_64")]
-use crate::copy::copy_avx2;
-use crate::copy::copy_words;
+use crate::copy::copy_volatile;
 use crate::kind::GuardKind;
-use crate::level::Level;
 
-const PRIVATE_BYTES: usize = 4096;
+/// What is loaded at a time.
+const PIECE: usize = 4096;
 
 /// Takes stable bytes into the CRC register.
 pub(crate) fn update(kind: GuardKind, register: u64, data: &[u8]) -> u64 {
@@ -29,26 +27,24 @@ pub(crate) fn update(kind: GuardKind, register: u64, data: &[u8]) -> u64 {
 ///
 /// # Safety
 ///
-/// - `level` is available.
 /// - `source` is readable for `len` bytes.
 /// - `target`, if any, is writable for as many, and does not overlap `source`.
 pub(crate) unsafe fn update_volatile(
-    level: Level,
     kind: GuardKind,
     mut register: u64,
     source: *const u8,
     target: Option<*mut u8>,
     len: usize,
 ) -> u64 {
-    let mut private = [MaybeUninit::<u8>::uninit(); PRIVATE_BYTES];
+    let mut private = [MaybeUninit::<u8>::uninit(); PIECE];
     let private: *mut u8 = private.as_mut_ptr().cast();
     let mut at = 0;
     while at < len {
-        let piece = PRIVATE_BYTES.min(len - at);
+        let piece = PIECE.min(len - at);
         // SAFETY:
         // - `source` is readable for `len` bytes, and `at + piece <= len`.
         // - `piece` fits into `private`, which is ours.
-        unsafe { copy(level, source.wrapping_add(at), private, piece) };
+        unsafe { copy_volatile(source.wrapping_add(at), private, piece) };
         // SAFETY: so many bytes were just written, and nothing changes them while this is used.
         let data = unsafe { slice::from_raw_parts(private.cast_const(), piece) };
         register = update(kind, register, data);
@@ -56,24 +52,36 @@ pub(crate) unsafe fn update_volatile(
             // SAFETY:
             // - `data` is a reference to `piece` bytes.
             // - `target` is writable for `len` bytes, and `at + piece <= len`.
-            unsafe { copy(level, data.as_ptr(), target.wrapping_add(at), piece) };
+            unsafe { copy_volatile(data.as_ptr(), target.wrapping_add(at), piece) };
         }
         at += piece;
     }
     register
 }
 
+/// Computes one guard for each interval of what is copied to `target`, which is private enough.
+///
 /// # Safety
 ///
-/// As for [`copy_volatile`](crate::copy_volatile), and `level` is available.
-unsafe fn copy(level: Level, source: *const u8, target: *mut u8, len: usize) {
-    match level {
-        #[cfg(target_arch = "x86_64")]
+/// `source` is readable for as many bytes as `target` has, which are one interval for each guard, and no
+/// interval is empty.
+pub(crate) unsafe fn generate_copied(
+    kind: GuardKind,
+    interval: usize,
+    mut source: *const u8,
+    target: &mut [u8],
+    guards: &mut [u64],
+) {
+    let intervals = (PIECE / interval).max(1);
+    let pieces = target.chunks_mut(intervals * interval).zip(guards.chunks_mut(intervals));
+    for (piece, guards) in pieces {
         // SAFETY:
-        // - the level is available, and the one before has AVX2, too.
-        // - our caller promises the rest.
-        Level::Avx512 | Level::Avx2 => unsafe { copy_avx2(source, target, len) },
-        // SAFETY: our caller promises what is asked for.
-        _ => unsafe { copy_words(source, target, len) },
+        // - our caller promises as many bytes of the source as `target` has, of which this is a piece.
+        // - `piece` is a reference, so nothing overlaps it.
+        unsafe { copy_volatile(source, piece.as_mut_ptr(), piece.len()) };
+        source = source.wrapping_add(piece.len());
+        for (data, guard) in piece.chunks_exact(interval).zip(guards) {
+            *guard = kind.seed() ^ update(kind, kind.seed(), data);
+        }
     }
 }

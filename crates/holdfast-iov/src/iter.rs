@@ -487,21 +487,16 @@ impl IovIter {
     ) {
         assert!(target.len() <= self.count, "a guard needs all of its sector");
         let bytes = target.len();
-        let target = target.as_mut_ptr();
         let kernels = Kernels::best().storing(stores);
         self.generate_runs(kind, interval, bytes, guards, |run, at| match run {
             Piece::Whole(kind, start, len, guards) => {
-                // SAFETY: `at + len` is at most the length of `target`.
-                let target = unsafe { target.add(at) };
-                // SAFETY: as for the piece below.
-                unsafe { kernels.copy_generate(kind, interval, start, target, len, guards) };
+                let target = &mut target[at..][..len];
+                // SAFETY: the run is readable, since `backing` keeps it mapped, borrowed or owned.
+                unsafe { kernels.copy_out_generate(kind, interval, start, target, guards) };
             }
             Piece::Part(stream, start, len) => {
-                // SAFETY: `at + len` is at most the length of `target`.
-                let target = unsafe { target.add(at) };
-                // SAFETY:
-                // - the run is readable, since `backing` keeps it mapped, borrowed or owned.
-                // - `target` has `len` bytes left, and is borrowed, so it overlaps no segment.
+                let target = target[at..][..len].as_mut_ptr();
+                // SAFETY: the run is readable, as above, and `target` is borrowed, so it overlaps no segment.
                 unsafe { stream.copy(start, target, len) };
             }
         });
