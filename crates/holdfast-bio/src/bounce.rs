@@ -294,7 +294,7 @@ fn fill(flight: &mut Flight, limits: &Limits, offset: u64, len: u64, buffer: &mu
     let head = to_usize(limits.sector.offset_in(offset));
     let len = to_usize(len);
     // A device takes them from memory: lines that were fetched to be overwritten were fetched in vain.
-    let stores = if limits.in_memory { Stores::Temporal } else { Stores::NonTemporal };
+    let stores = if limits.in_memory { Stores::Temporal } else { Stores::for_storage(len) };
     let (bytes, guards) = buffer.parts_mut();
     match limits.guards {
         Some(format) if head == 0 && len.is_multiple_of(format.interval) => {

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use holdfast_bio::{Bio, Error, GuardLimits, Op};
+use holdfast_checksum::Stores;
 use holdfast_iov::{IovIter, Memory, OutOfRange, Region};
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use rustix::fs::SeekFrom;
@@ -117,18 +118,18 @@ impl Mapped {
             (Op::Read, Memory::Buffer(buffer)) => {
                 self.region.read(at, &mut buffer.as_mut_slice()[start..][..len])
             }
-            (_, Memory::Buffer(buffer)) => {
-                self.region.write(at, &buffer.as_slice()[start..][..len])
-            }
-            (_, Memory::Shared(buffer)) => {
-                self.region.write(at, &buffer.as_slice()[start..][..len])
-            }
+            (_, Memory::Buffer(buffer)) => self.store(at, &buffer.as_slice()[start..][..len]),
+            (_, Memory::Shared(buffer)) => self.store(at, &buffer.as_slice()[start..][..len]),
             (Op::Read, Memory::Iov(iter)) => {
                 part_of(iter, start, len).copy_in_from(&self.region, at)
             }
             (_, Memory::Iov(iter)) => part_of(iter, start, len).copy_out_to(&self.region, at),
             (_, Memory::None) => Ok(()),
         }
+    }
+
+    fn store(&self, at: usize, bytes: &[u8]) -> Result<(), OutOfRange> {
+        self.region.write_storing(at, bytes, Stores::for_storage(bytes.len()))
     }
 
     /// What was copied while somebody took the file's memory away means nothing.

@@ -362,15 +362,15 @@ impl IovIter {
         Ok(())
     }
 
-    /// Copies all segments that are left to `region`, from `offset` on, and leaves the position at their
-    /// end. Each byte is loaded and stored once.
+    /// Copies all segments that are left to `region`, which is storage, from `offset` on, and leaves the position
+    /// at their end. Each byte is loaded and stored once.
     ///
     /// # Errors
     ///
     /// [`OutOfRange`] when the region has fewer bytes, and nothing is copied.
     pub fn copy_out_to(&mut self, region: &Region, offset: usize) -> Result<(), OutOfRange> {
         let target = region.range(offset, self.count)?.as_ptr();
-        let stores = Stores::for_later(self.count);
+        let stores = Stores::for_storage(self.count);
         // SAFETY: the target is mapped for `count` bytes, as `range` checked, apart from the segments, and
         // is volatile memory, to which no reference exists.
         unsafe { self.load_runs(target, self.count, stores) };

@@ -151,8 +151,22 @@ impl Region {
     ///
     /// [`OutOfRange`], and nothing is copied.
     pub fn write(&self, offset: usize, source: &[u8]) -> Result<(), OutOfRange> {
+        self.write_storing(offset, source, Stores::Temporal)
+    }
+
+    /// As [`write`](Self::write), with the stores that suit who uses the bytes next.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`], and nothing is copied.
+    pub fn write_storing(
+        &self,
+        offset: usize,
+        source: &[u8],
+        stores: Stores,
+    ) -> Result<(), OutOfRange> {
         let target = self.range(offset, source.len())?;
-        let kernels = Kernels::best().storing(Stores::for_later(source.len()));
+        let kernels = Kernels::best().storing(stores);
         // SAFETY:
         // - `source` is a reference, so it is readable and overlaps no volatile memory.
         // - `target` is mapped for `source.len()` bytes, as `range` checked.
