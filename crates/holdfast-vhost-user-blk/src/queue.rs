@@ -176,6 +176,9 @@ impl<Q: DiskQueue> Reactor<Q> {
     const BIOS_MAX: usize = 16;
     /// The most turns without a look at the ring.
     const TURNS_MAX: u32 = 64;
+    /// For how long to look for the end of what is in flight, at most. With a device that takes longer, waking up
+    /// costs less than looking, which takes time from the guest that waits for it.
+    const DEVICE_PATIENCE: Duration = Duration::from_micros(16);
 
     /// Sets the queue up in the thread in which it will run.
     pub(crate) fn new<T: Target<Queue = Q>>(
@@ -220,7 +223,7 @@ impl<Q: DiskQueue> Reactor<Q> {
             must_poll,
             enabled: true,
             broken: false,
-            spins: [tuning.poll; 2].map(Spin::new),
+            spins: [tuning.poll, tuning.poll.min(Self::DEVICE_PATIENCE)].map(Spin::new),
             chain: Chain::new(),
             flights: (0..size).map(|_| Flight::default()).collect(),
             refused: 0,
