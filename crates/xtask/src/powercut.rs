@@ -31,7 +31,7 @@ pub(crate) struct Options {
 
 impl Options {
     /// The seeds that CI runs.
-    const CI_SEEDS: u64 = 350;
+    const CI_SEEDS: u64 = 200;
 }
 
 impl Default for Options {
@@ -66,6 +66,6 @@ mod tests {
     fn what_is_shown_repeats_the_run() {
         let options = Options { seed: Some(7), cut: Some(31), ..Options::default() };
         assert_eq!(options.to_string(), "powercut --seed 7 --cut 31");
-        assert_eq!(Options::default().to_string(), "powercut --seeds 350 --first 0");
+        assert_eq!(Options::default().to_string(), "powercut --seeds 200 --first 0");
     }
 }
