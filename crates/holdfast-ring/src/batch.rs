@@ -16,8 +16,7 @@ pub(crate) struct Batch {
     unsent_bytes: usize,
     /// How many the kernel knows of.
     sent: usize,
-    /// What would continue the last one.
-    next: Option<Transfer>,
+    last: Option<Transfer>,
 }
 
 /// What a transfer does.
@@ -28,6 +27,13 @@ pub(crate) struct Transfer {
     /// In bytes.
     pub(crate) offset: u64,
     pub(crate) len: usize,
+}
+
+impl Transfer {
+    fn is_followed_by(self, next: Self) -> bool {
+        (self.file, self.writes) == (next.file, next.writes)
+            && self.offset.checked_add(to_u64(self.len)) == Some(next.offset)
+    }
 }
 
 impl Batch {
@@ -41,13 +47,10 @@ impl Batch {
 
     /// Takes a transfer that was pushed. Returns whether the kernel should be told now.
     pub(crate) fn push(&mut self, transfer: Transfer) -> bool {
-        let Transfer { file, writes, offset, len } = transfer;
-        let continues = self
-            .next
-            .is_some_and(|next| (next.file, next.writes, next.offset) == (file, writes, offset));
-        self.next = offset.checked_add(to_u64(len)).map(|offset| Transfer { offset, ..transfer });
+        let continues = self.last.is_some_and(|last| last.is_followed_by(transfer));
+        self.last = Some(transfer);
         self.unsent += 1;
-        self.unsent_bytes += len;
+        self.unsent_bytes += transfer.len;
         let enough = if continues { Self::RUN } else { 1 };
         self.unsent_bytes >= Self::BYTES || (self.sent < Self::BUSY && self.unsent >= enough)
     }
