@@ -13,7 +13,7 @@ use std::ptr;
 
 use crate::constants::{ACCUMULATORS, BLOCK, Crc16, Crc32c, Crc64, Format};
 use crate::copy::copy_volatile;
-use crate::fold::{DROP, LINE, STORE, STREAM, split_register};
+use crate::fold::{DROP, LINE, STORE, STREAM, define_moves, fence_after, plan, update_short};
 use crate::kind::GuardKind;
 use crate::stores::Stores;
 
@@ -34,15 +34,7 @@ pub(crate) unsafe fn generate(
     target: Option<(*mut u8, Stores)>,
     guards: &mut [u64],
 ) {
-    let (target, store) = match target {
-        None => (ptr::null_mut(), DROP),
-        Some((target, Stores::NonTemporal))
-            if target.addr().is_multiple_of(LINE) && interval.is_multiple_of(BLOCK) =>
-        {
-            (target, STREAM)
-        }
-        Some((target, _)) => (target, STORE),
-    };
+    let (target, store) = plan(target, interval, BLOCK);
     let run: unsafe fn(usize, *const u8, *mut u8, &mut [u64]) = match (kind, store) {
         (GuardKind::Crc16, DROP) => generate_format::<Crc16, DROP>,
         (GuardKind::Crc16, STORE) => generate_format::<Crc16, STORE>,
@@ -57,11 +49,7 @@ pub(crate) unsafe fn generate(
     // SAFETY: our caller promises all of it, without a target nothing is stored, and the target and the
     // intervals are aligned where that is needed.
     unsafe { run(interval, source, target, guards) };
-    if store == STREAM {
-        // What is stored after this is seen after it.
-        // SAFETY: every x86-64 has the instruction.
-        unsafe { _mm_sfence() };
-    }
+    fence_after(store);
 }
 
 /// Copies past the caches.
@@ -188,45 +176,18 @@ unsafe fn update_format<F: Format, const THEN: u8>(
     }
     if done < len {
         let (source, target) = (source.wrapping_add(done), target.wrapping_add(done));
+        let divide_block = |block: &[u8; BLOCK]| {
+            let (zero, nowhere) = (_mm512_setzero_si512(), ptr::null_mut());
+            // SAFETY: `block` is one block, and nothing is stored.
+            let sum = unsafe { sum_blocks::<F, DROP>(zero, block.as_ptr(), nowhere, 0..BLOCK) };
+            divide_one::<F>(sum)
+        };
         // SAFETY: these are the last bytes of those that our caller promises, less than a block.
-        register = unsafe { update_short::<F, THEN>(register, source, target, len - done) };
+        register = unsafe {
+            update_short::<F, THEN, BLOCK>(register, source, target, len - done, divide_block)
+        };
     }
     register
-}
-
-/// Takes less than a block into the register, through a private copy at the end of a block of
-/// zeros: in front of a message, they leave its CRC alone.
-///
-/// # Safety
-///
-/// As for [`update_format`], and `0 < len < BLOCK`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,pclmulqdq,vpclmulqdq")]
-unsafe fn update_short<F: Format, const THEN: u8>(
-    register: u64,
-    source: *const u8,
-    target: *mut u8,
-    len: usize,
-) -> u64 {
-    let mut block = [0; BLOCK];
-    let private = &mut block[BLOCK - len..];
-    // SAFETY:
-    // - `source` is readable for `len` bytes, as our caller promises.
-    // - `private` is a reference to as many.
-    unsafe { copy_volatile(source, private.as_mut_ptr(), len) };
-    if THEN != DROP {
-        // SAFETY:
-        // - `private` is a reference to `len` bytes.
-        // - `target` is writable for as many, as our caller promises.
-        unsafe { copy_volatile(private.as_ptr(), target, len) };
-    }
-    let (first, rest) = split_register::<F>(register, len);
-    for (byte, first) in private.iter_mut().zip(first) {
-        *byte ^= first;
-    }
-    let zero = _mm512_setzero_si512();
-    // SAFETY: `block` is one block, and nothing is stored.
-    let sum = unsafe { sum_blocks::<F, DROP>(zero, block.as_ptr(), ptr::null_mut(), 0..BLOCK) };
-    divide_one::<F>(sum) ^ rest
 }
 
 /// Returns the register as what is added to the first 64 bytes of a message.
@@ -308,86 +269,7 @@ unsafe fn load_block<F: Format, const THEN: u8>(
     data
 }
 
-/// Loads a block at `source + at`, each byte once.
-///
-/// # Safety
-///
-/// It is readable.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn load(source: *const u8, at: usize) -> [__m512i; ACCUMULATORS] {
-    let (a, b, c, d);
-    // SAFETY: the bytes are readable, and this does nothing but read them.
-    unsafe {
-        asm!(
-            "vmovdqu64 {a}, [{source} + {at}]",
-            "vmovdqu64 {b}, [{source} + {at} + 64]",
-            "vmovdqu64 {c}, [{source} + {at} + 128]",
-            "vmovdqu64 {d}, [{source} + {at} + 192]",
-            a = out(zmm_reg) a,
-            b = out(zmm_reg) b,
-            c = out(zmm_reg) c,
-            d = out(zmm_reg) d,
-            source = in(reg) source,
-            at = in(reg) at,
-            options(readonly, nostack, preserves_flags),
-        );
-    }
-    [a, b, c, d]
-}
-
-/// Stores a block at `target + at`, each byte once.
-///
-/// # Safety
-///
-/// It is writable.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn store(target: *mut u8, at: usize, [a, b, c, d]: [__m512i; ACCUMULATORS]) {
-    // SAFETY: the bytes are writable, and this does nothing but write them.
-    unsafe {
-        asm!(
-            "vmovdqu64 [{target} + {at}], {a}",
-            "vmovdqu64 [{target} + {at} + 64], {b}",
-            "vmovdqu64 [{target} + {at} + 128], {c}",
-            "vmovdqu64 [{target} + {at} + 192], {d}",
-            a = in(zmm_reg) a,
-            b = in(zmm_reg) b,
-            c = in(zmm_reg) c,
-            d = in(zmm_reg) d,
-            target = in(reg) target,
-            at = in(reg) at,
-            options(nostack, preserves_flags),
-        );
-    }
-}
-
-/// Stores a block at `target + at` past the caches, each byte once. What comes after it may be seen
-/// before it, up to the next fence.
-///
-/// # Safety
-///
-/// It is writable, and aligned to a line.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn store_past_caches(target: *mut u8, at: usize, [a, b, c, d]: [__m512i; ACCUMULATORS]) {
-    // SAFETY: the bytes are writable and aligned, and this does nothing but write them.
-    unsafe {
-        asm!(
-            "vmovntdq [{target} + {at}], {a}",
-            "vmovntdq [{target} + {at} + 64], {b}",
-            "vmovntdq [{target} + {at} + 128], {c}",
-            "vmovntdq [{target} + {at} + 192], {d}",
-            a = in(zmm_reg) a,
-            b = in(zmm_reg) b,
-            c = in(zmm_reg) c,
-            d = in(zmm_reg) d,
-            target = in(reg) target,
-            at = in(reg) at,
-            options(nostack, preserves_flags),
-        );
-    }
-}
+define_moves!(__m512i, zmm_reg, "avx512f", 64, "vmovdqu64");
 
 /// Multiplies both halves of each lane by theirs of `factors`, and adds the products to `addend`.
 #[inline]

@@ -10,8 +10,7 @@ use std::arch::x86_64::*;
 use std::ptr;
 
 use crate::constants::{Crc16, Crc32c, Crc64, Format, NARROW_BLOCK, NARROW_LANES};
-use crate::copy::copy_volatile;
-use crate::fold::{DROP, LINE, STORE, STREAM, split_register};
+use crate::fold::{DROP, STORE, STREAM, define_moves, fence_after, plan, update_short};
 use crate::kind::GuardKind;
 use crate::stores::Stores;
 
@@ -32,15 +31,7 @@ pub(crate) unsafe fn generate(
     target: Option<(*mut u8, Stores)>,
     guards: &mut [u64],
 ) {
-    let (target, store) = match target {
-        None => (ptr::null_mut(), DROP),
-        Some((target, Stores::NonTemporal))
-            if target.addr().is_multiple_of(LINE) && interval.is_multiple_of(NARROW_BLOCK) =>
-        {
-            (target, STREAM)
-        }
-        Some((target, _)) => (target, STORE),
-    };
+    let (target, store) = plan(target, interval, NARROW_BLOCK);
     let run = update_of(kind, store);
     for (index, guard) in guards.iter_mut().enumerate() {
         let at = index * interval;
@@ -49,11 +40,7 @@ pub(crate) unsafe fn generate(
         // stored, and the target and the intervals are aligned where that is needed.
         *guard = kind.seed() ^ unsafe { run(kind.seed(), source, target, interval) };
     }
-    if store == STREAM {
-        // What is stored after this is seen after it.
-        // SAFETY: every x86-64 has the instruction.
-        unsafe { _mm_sfence() };
-    }
+    fence_after(store);
 }
 
 /// Takes `len` more bytes into the CRC register, and copies them to `target` if there is one.
@@ -111,45 +98,24 @@ unsafe fn update_format<F: Format, const THEN: u8>(
     }
     if done < len {
         let (source, target) = (source.wrapping_add(done), target.wrapping_add(done));
+        let divide_block = |block: &[u8; NARROW_BLOCK]| {
+            let (zero, nowhere) = (_mm_setzero_si128(), ptr::null_mut());
+            // SAFETY: `block` is one block, and nothing is stored.
+            let sum = unsafe { sum_blocks::<F, DROP>(zero, block.as_ptr(), nowhere, NARROW_BLOCK) };
+            divide::<F>(sum)
+        };
         // SAFETY: these are the last bytes of those that our caller promises, less than a block.
-        register = unsafe { update_short::<F, THEN>(register, source, target, len - done) };
+        register = unsafe {
+            update_short::<F, THEN, NARROW_BLOCK>(
+                register,
+                source,
+                target,
+                len - done,
+                divide_block,
+            )
+        };
     }
     register
-}
-
-/// Takes less than a block into the register, through a private copy at the end of a block of
-/// zeros: in front of a message, they leave its CRC alone.
-///
-/// # Safety
-///
-/// As for [`update_format`], and `0 < len < NARROW_BLOCK`.
-#[target_feature(enable = "avx2,pclmulqdq")]
-unsafe fn update_short<F: Format, const THEN: u8>(
-    register: u64,
-    source: *const u8,
-    target: *mut u8,
-    len: usize,
-) -> u64 {
-    let mut block = [0; NARROW_BLOCK];
-    let private = &mut block[NARROW_BLOCK - len..];
-    // SAFETY:
-    // - `source` is readable for `len` bytes, as our caller promises.
-    // - `private` is a reference to as many.
-    unsafe { copy_volatile(source, private.as_mut_ptr(), len) };
-    if THEN != DROP {
-        // SAFETY:
-        // - `private` is a reference to `len` bytes.
-        // - `target` is writable for as many, as our caller promises.
-        unsafe { copy_volatile(private.as_ptr(), target, len) };
-    }
-    let (first, rest) = split_register::<F>(register, len);
-    for (byte, first) in private.iter_mut().zip(first) {
-        *byte ^= first;
-    }
-    let (zero, nowhere) = (_mm_setzero_si128(), ptr::null_mut());
-    // SAFETY: `block` is one block, and nothing is stored.
-    let sum = unsafe { sum_blocks::<F, DROP>(zero, block.as_ptr(), nowhere, NARROW_BLOCK) };
-    divide::<F>(sum) ^ rest
 }
 
 /// Returns the register as what is added to the first 16 bytes of a message.
@@ -232,86 +198,7 @@ unsafe fn load_part<F: Format, const THEN: u8>(
     data
 }
 
-/// Loads lanes at `source + at`, each byte once.
-///
-/// # Safety
-///
-/// They are readable.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn load(source: *const u8, at: usize) -> [__m128i; PART] {
-    let (a, b, c, d);
-    // SAFETY: the bytes are readable, and this does nothing but read them.
-    unsafe {
-        asm!(
-            "vmovdqu {a}, [{source} + {at}]",
-            "vmovdqu {b}, [{source} + {at} + 16]",
-            "vmovdqu {c}, [{source} + {at} + 32]",
-            "vmovdqu {d}, [{source} + {at} + 48]",
-            a = out(xmm_reg) a,
-            b = out(xmm_reg) b,
-            c = out(xmm_reg) c,
-            d = out(xmm_reg) d,
-            source = in(reg) source,
-            at = in(reg) at,
-            options(readonly, nostack, preserves_flags),
-        );
-    }
-    [a, b, c, d]
-}
-
-/// Stores lanes at `target + at`, each byte once.
-///
-/// # Safety
-///
-/// They are writable.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn store(target: *mut u8, at: usize, [a, b, c, d]: [__m128i; PART]) {
-    // SAFETY: the bytes are writable, and this does nothing but write them.
-    unsafe {
-        asm!(
-            "vmovdqu [{target} + {at}], {a}",
-            "vmovdqu [{target} + {at} + 16], {b}",
-            "vmovdqu [{target} + {at} + 32], {c}",
-            "vmovdqu [{target} + {at} + 48], {d}",
-            a = in(xmm_reg) a,
-            b = in(xmm_reg) b,
-            c = in(xmm_reg) c,
-            d = in(xmm_reg) d,
-            target = in(reg) target,
-            at = in(reg) at,
-            options(nostack, preserves_flags),
-        );
-    }
-}
-
-/// Stores lanes at `target + at` past the caches, each byte once. What comes after it may be seen
-/// before it, up to the next fence.
-///
-/// # Safety
-///
-/// They are writable, and aligned to a line.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn store_past_caches(target: *mut u8, at: usize, [a, b, c, d]: [__m128i; PART]) {
-    // SAFETY: the bytes are writable and aligned, and this does nothing but write them.
-    unsafe {
-        asm!(
-            "vmovntdq [{target} + {at}], {a}",
-            "vmovntdq [{target} + {at} + 16], {b}",
-            "vmovntdq [{target} + {at} + 32], {c}",
-            "vmovntdq [{target} + {at} + 48], {d}",
-            a = in(xmm_reg) a,
-            b = in(xmm_reg) b,
-            c = in(xmm_reg) c,
-            d = in(xmm_reg) d,
-            target = in(reg) target,
-            at = in(reg) at,
-            options(nostack, preserves_flags),
-        );
-    }
-}
+define_moves!(__m128i, xmm_reg, "avx2", 16, "vmovdqu");
 
 /// Multiplies both halves of a lane by theirs of `factors`, and adds the products to `addend`.
 #[inline]

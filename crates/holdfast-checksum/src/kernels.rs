@@ -71,18 +71,9 @@ impl Kernels {
     /// Unless `data` holds exactly one interval for each guard.
     pub fn generate(self, kind: GuardKind, interval: usize, data: &[u8], guards: &mut [u64]) {
         assert_intervals(data.len(), interval, guards);
-        #[cfg(target_arch = "x86_64")]
-        if self.level == Level::Avx512 {
-            // SAFETY:
-            // - the level is available.
-            // - `data` is a reference to as many bytes as are needed, as was just checked.
-            unsafe { avx512::generate(kind, interval, data.as_ptr(), None, guards) };
-            return;
-        }
-        #[cfg(target_arch = "x86_64")]
-        if self.level_for(kind) == Level::Avx2 {
-            // SAFETY: as above.
-            unsafe { clmul::generate(kind, interval, data.as_ptr(), None, guards) };
+        if self.level_for(kind) != Level::Portable {
+            // SAFETY: `data` is a reference to as many bytes as are needed, as was just checked.
+            unsafe { self.generate_raw(kind, interval, data.as_ptr(), None, guards) };
             return;
         }
         for (index, guard) in guards.iter_mut().enumerate() {
@@ -220,17 +211,11 @@ impl Kernels {
 
     /// Takes stable bytes into the CRC register.
     pub(crate) fn update(self, kind: GuardKind, register: u64, data: &[u8]) -> u64 {
-        #[cfg(target_arch = "x86_64")]
-        if self.level == Level::Avx512 {
-            // SAFETY:
-            // - the level is available.
-            // - `data` is a reference to as many bytes.
-            return unsafe { avx512::update(kind, register, data.as_ptr(), None, data.len()) };
-        }
-        #[cfg(target_arch = "x86_64")]
-        if self.level_for(kind) == Level::Avx2 {
-            // SAFETY: as above.
-            return unsafe { clmul::update(kind, register, data.as_ptr(), None, data.len()) };
+        if self.level_for(kind) != Level::Portable {
+            // SAFETY: `data` is a reference to as many bytes.
+            return unsafe {
+                self.update_volatile(kind, register, data.as_ptr(), None, data.len())
+            };
         }
         private::update(kind, register, data)
     }
