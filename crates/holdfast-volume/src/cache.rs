@@ -322,6 +322,11 @@ impl Cache {
         &self.claims[way.index() * self.claim_words..][..self.claim_words]
     }
 
+    /// Returns whether somebody waits for something in the set of a way. To be asked after a fence.
+    pub(crate) fn is_awaited(&self, way: Way) -> bool {
+        self.sets[way.set].waiting.load(Ordering::Relaxed)
+    }
+
     /// Returns the group that a pinned or busy way holds.
     pub(crate) fn group(&self, way: Way) -> u64 {
         self.sets[way.set].tags[way.way].load(Ordering::Relaxed) - 1

@@ -40,7 +40,7 @@ pub mod features {
     /// Unknown ones forbid writing.
     pub const READ_ONLY_COMPATIBLE: u64 = 0;
     /// Unknown ones forbid opening.
-    pub const INCOMPATIBLE: u64 = TUPLE_LOG | DURABILITY | MIRROR;
+    pub const INCOMPATIBLE: u64 = TUPLE_LOG | DURABILITY | MIRROR | DATA_JOURNAL;
     /// Compatible: the superblock remembers scrubs.
     pub const SCRUB: u64 = 1;
     /// Tuples may be in the tuple log only, until the volume is closed.
@@ -50,6 +50,8 @@ pub mod features {
     pub const DURABILITY: u64 = 2;
     /// The file or device is a leg of a mirror, and must not be written without the others.
     pub const MIRROR: u64 = 4;
+    /// The second half of the tuple log is a data journal. Until the volume is closed.
+    pub const DATA_JOURNAL: u64 = 8;
 }
 
 /// The volume was closed: every tuple belongs to its data.
@@ -249,6 +251,8 @@ pub struct Superblock {
     pub errors: ErrorCounts,
     /// What records of the tuple log must say to count. Without it there is nothing in the log.
     pub log_epoch: Option<NonZeroU64>,
+    /// There is a data journal, whose batches say the same.
+    pub journaled: bool,
     /// What was promised since the volume was opened. `None` if it is closed, or was opened by a
     /// program that had no choice.
     pub durability: Option<Durability>,
@@ -314,6 +318,9 @@ impl Superblock {
         if let Some(epoch) = self.log_epoch {
             incompatible |= features::TUPLE_LOG;
             raw.log_epoch = U64::new(epoch.get());
+            if self.journaled {
+                incompatible |= features::DATA_JOURNAL;
+            }
         }
         if let Some(durability) = self.durability {
             incompatible |= features::DURABILITY;
@@ -418,6 +425,7 @@ impl RawSuperblock {
                 unwritten: self.unwritten_errors.get(),
             },
             log_epoch: NonZeroU64::new(self.log_epoch.get()).filter(|_| has(features::TUPLE_LOG)),
+            journaled: has(features::DATA_JOURNAL),
             durability,
             boot: if durability.is_some() { self.boot } else { [0; 16] },
             scrub: scrub.unwrap_or_default(),
@@ -466,6 +474,7 @@ mod tests {
             created: 1_800_000_000,
             errors: ErrorCounts { guard: 1, application: 2, reference: 3, unwritten: 4 },
             log_epoch: NonZeroU64::new(5),
+            journaled: true,
             durability: Some(Durability::Bitmap),
             boot: [9; 16],
             scrub: ScrubRecord { position: 8192, corrupt: 6, ..ScrubRecord::default() },

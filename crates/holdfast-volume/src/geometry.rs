@@ -73,6 +73,13 @@ impl Geometry {
         (HEADER + INTENT_LEN, self.log_len)
     }
 
+    /// Returns offset and length of the data journal of a volume that has one, in bytes: it lies in
+    /// the second half of the tuple log, which is shorter then.
+    pub const fn journal(&self) -> (u64, u64) {
+        let (offset, len) = self.log();
+        (offset + len / 2, len / 2)
+    }
+
     /// Returns where the first group begins, in bytes.
     pub const fn groups_offset(&self) -> u64 {
         HEADER + INTENT_LEN + self.log_len

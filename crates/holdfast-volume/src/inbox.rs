@@ -16,6 +16,8 @@ pub(crate) enum Note {
     Flushed(usize, Result<(), Error>),
     /// The job is to lead the next flush.
     Lead(usize),
+    /// Somebody waits for sectors that are in the data journal.
+    Hurry,
     /// The job waits for room in the tuple log, and the tuples that take it could not be stored.
     NoRoom(usize, Error),
 }

@@ -114,16 +114,22 @@ pub(crate) struct Log {
 impl Log {
     /// Begins an empty log in a mapping.
     pub(crate) fn mapped(region: Region, epoch: NonZeroU64, geometry: &Geometry) -> Self {
-        Self::new(Medium::Mapped(region), epoch, geometry)
+        Self::new(Medium::Mapped(region), epoch, geometry, false)
     }
 
-    /// Begins an empty log that is written in blocks of `block` bytes.
-    pub(crate) fn written(block: BlockSize, epoch: NonZeroU64, geometry: &Geometry) -> Self {
-        Self::new(Medium::Written { block: block.len().max(LOG_UNIT) }, epoch, geometry)
+    /// Begins an empty log that is written in blocks of `block` bytes. With a data journal it is shorter.
+    pub(crate) fn written(
+        block: BlockSize,
+        epoch: NonZeroU64,
+        geometry: &Geometry,
+        journaled: bool,
+    ) -> Self {
+        let medium = Medium::Written { block: block.len().max(LOG_UNIT) };
+        Self::new(medium, epoch, geometry, journaled)
     }
 
-    fn new(medium: Medium, epoch: NonZeroU64, geometry: &Geometry) -> Self {
-        let halves = Halves::new(to_u64(half_len(geometry) / LOG_UNIT));
+    fn new(medium: Medium, epoch: NonZeroU64, geometry: &Geometry, journaled: bool) -> Self {
+        let halves = Halves::new(to_u64(half_len(geometry, journaled) / LOG_UNIT));
         assert!(RECORD_MAX / LOG_UNIT <= to_usize(halves.units()), "a record fits in a half");
         let (tuple_words, offset) = (geometry.tuple_words(), geometry.log().0);
         Self { medium, epoch, tuple_words, offset, halves, marks: Marks::default() }
@@ -142,6 +148,14 @@ impl Log {
     /// Returns how long the record of `intent` is, in bytes.
     pub(crate) const fn record_len(&self, intent: &Intent) -> usize {
         intent.record_len(self.tuple_words)
+    }
+
+    /// Returns what a log is written in blocks of, in bytes. `None` of one that is mapped.
+    pub(crate) const fn block(&self) -> Option<usize> {
+        match self.medium {
+            Medium::Mapped(_) => None,
+            Medium::Written { block } => Some(block),
+        }
     }
 
     /// Returns how long records of `len` bytes together are when they are written.
@@ -283,8 +297,8 @@ impl Log {
 }
 
 /// Returns the length of a half, in bytes.
-pub(crate) fn half_len(geometry: &Geometry) -> usize {
-    to_usize(geometry.log().1) / 2
+pub(crate) fn half_len(geometry: &Geometry, journaled: bool) -> usize {
+    to_usize(geometry.log().1) / if journaled { 4 } else { 2 }
 }
 
 fn checksum_of(record: &[u8]) -> u32 {
@@ -304,6 +318,8 @@ pub(crate) struct Record<'l> {
     new: Option<&'l [u8]>,
     /// The old ones, which a record of an older program has not.
     old: Option<&'l [u8]>,
+    /// The data of the sectors, of a record in the data journal.
+    pub(crate) data: Option<&'l [u8]>,
 }
 
 impl<'l> Record<'l> {
@@ -316,13 +332,23 @@ impl<'l> Record<'l> {
         epoch: NonZeroU64,
         geometry: &Geometry,
     ) -> Option<(Self, usize)> {
-        let bytes = half.get(place * LOG_UNIT..)?;
+        let found = Self::parse_at(half.get(place * LOG_UNIT..)?, epoch, geometry);
+        found.filter(|(Self { position, .. }, _)| {
+            position.half() == half_index && to_usize(position.place()) == place
+        })
+    }
+
+    /// Reads the record at the beginning of `bytes` in the same way, wherever it belongs.
+    pub(crate) fn parse_at(
+        bytes: &'l [u8],
+        epoch: NonZeroU64,
+        geometry: &Geometry,
+    ) -> Option<(Self, usize)> {
         let (raw, rest) = RawRecord::ref_from_prefix(bytes).ok()?;
-        let position = Position::from_number(raw.position.get());
-        let is_here = position.half() == half_index && to_usize(position.place()) == place;
-        if raw.magic != RECORD_MAGIC || raw.epoch.get() != epoch.get() || !is_here {
+        if raw.magic != RECORD_MAGIC || raw.epoch.get() != epoch.get() {
             return None;
         }
+        let position = Position::from_number(raw.position.get());
         let (lba, count) = (raw.lba.get(), u64::from(raw.count.get()));
         let sectors_of_group = to_u64(geometry.sectors_of_group());
         let in_group = lba % sectors_of_group;
@@ -347,7 +373,8 @@ impl<'l> Record<'l> {
         let durable = Position::from_number(raw.durable.get());
         let new = Some(new).filter(|bytes| !bytes.is_empty());
         let old = Some(old).filter(|bytes| !bytes.is_empty());
-        is_intact.then_some((Self { position, lba, count, durable, new, old }, whole))
+        let data = None;
+        is_intact.then_some((Self { position, lba, count, durable, new, old, data }, whole))
     }
 
     /// Returns whether the record is about sector `lba`.
@@ -358,6 +385,13 @@ impl<'l> Record<'l> {
     /// Returns what the tuple of sector `lba` was to be, if the record is about it.
     pub(crate) fn new_words(&self, lba: u64) -> Option<[u64; 2]> {
         self.names(lba).then(|| self.new.map_or([0, 0], |tuples| self.words_in(tuples, lba)))
+    }
+
+    /// Returns the data of sector `lba`, if the record is about it and has them.
+    pub(crate) fn data_of(&self, lba: u64) -> Option<&'l [u8]> {
+        let data = self.data.filter(|_| self.names(lba))?;
+        let len = data.len() / self.count;
+        data.get(to_usize(lba - self.lba) * len..)?.get(..len)
     }
 
     /// Returns what the tuple of sector `lba` was before, if the record is about it and says so.

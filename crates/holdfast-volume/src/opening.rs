@@ -23,6 +23,7 @@ use crate::volume::OpenOptions;
 pub(crate) struct Recovered {
     pub(crate) report: Option<RecoveryReport>,
     pub(crate) tuples: BTreeMap<u64, [u64; 2]>,
+    pub(crate) overlay: BTreeMap<u64, Box<[u8]>>,
     pub(crate) adopted: Vec<Range<u64>>,
 }
 
@@ -37,7 +38,7 @@ pub(crate) fn recover<D: BlockDevice>(
     if superblock.clean {
         return Ok(Recovered::default());
     }
-    let &Superblock { geometry, durability, log_epoch, boot, .. } = superblock;
+    let &Superblock { geometry, durability, log_epoch, journaled, boot, .. } = superblock;
     let read_only = options.read_only;
     let mut recovery = Recovery::new(device, &geometry, judge, read_only, progress)?;
     let mut adopted = Vec::new();
@@ -47,7 +48,7 @@ pub(crate) fn recover<D: BlockDevice>(
         Some(_) => boot == options.boot && boot != [0; 16],
     };
     match log_epoch {
-        Some(epoch) if outlived => recovery.settle(epoch, durability)?,
+        Some(epoch) if outlived => recovery.settle(epoch, durability, journaled)?,
         _ if matches!(durability, None | Some(Durability::Full)) => {}
         _ => {
             adopted = match durability {
@@ -59,11 +60,19 @@ pub(crate) fn recover<D: BlockDevice>(
             }
         }
     }
-    let Recovery { report, tuples, .. } = recovery;
-    let RecoveryReport { records, settled, adopted: taken, torn, unreadable } = &report;
+    let Recovery { report, tuples, restored: overlay, .. } = recovery;
+    let RecoveryReport { records, settled, restored, adopted: taken, torn, unreadable } = &report;
     let (torn, unreadable) = (torn.len(), unreadable.len());
-    tracing::info!(records, settled, taken, torn, unreadable, "the volume was not closed");
-    Ok(Recovered { report: Some(report), tuples, adopted })
+    tracing::info!(
+        records,
+        settled,
+        restored,
+        taken,
+        torn,
+        unreadable,
+        "the volume was not closed"
+    );
+    Ok(Recovered { report: Some(report), tuples, overlay, adopted })
 }
 
 /// Begins an empty tuple log: one that is written, for full durability, and otherwise one that is
@@ -87,7 +96,14 @@ pub(crate) fn begin_log<D: BlockDevice>(
         return Ok(None);
     }
     fill_holes(device, offset, len).map_err(no_room)?;
-    Ok(Some(Log::written(limits.granularity, new_epoch(), geometry)))
+    let journaled = begins_journal(device);
+    Ok(Some(Log::written(limits.granularity, new_epoch(), geometry, journaled)))
+}
+
+/// Returns whether there is a data journal with a log that is written: not on a mirror, whose legs are
+/// compared and healed sector by sector.
+pub(crate) fn begins_journal<D: BlockDevice>(device: &D) -> bool {
+    device.legs() == 1
 }
 
 /// Says that no region is being written, for durability by bitmap.

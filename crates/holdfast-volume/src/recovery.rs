@@ -18,6 +18,7 @@ use crate::error::VolumeError;
 use crate::format::Durability;
 use crate::geometry::{Geometry, TUPLE_BLOCK};
 use crate::intents::Regions;
+use crate::journal::find_batches;
 use crate::judge::{Judge, is_zero};
 use crate::log::{self, LOG_UNIT, Record};
 use crate::raw::{device_error, sync_device, transfer, transfer_leg};
@@ -30,6 +31,8 @@ pub struct RecoveryReport {
     pub records: u64,
     /// How many sectors had another tuple than the one that was stored.
     pub settled: u64,
+    /// How many sectors were in the data journal and not in their place.
+    pub restored: u64,
     /// How many sectors matched no tuple and were taken as they are, since nothing durable says
     /// what they were to be. Only with less than full durability.
     pub adopted: u64,
@@ -56,6 +59,8 @@ pub(crate) struct Recovery<'r, D> {
     /// The tuples of sectors whose stored tuple is not the one that belongs to the data, where it
     /// could not be stored.
     pub(crate) tuples: BTreeMap<u64, [u64; 2]>,
+    /// The data of sectors that are in the data journal and could not be stored in their place.
+    pub(crate) restored: BTreeMap<u64, Box<[u8]>>,
 }
 
 /// What the records of a sector say of it.
@@ -83,22 +88,38 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
         let pool = Pool::new(2 * BUFFER_MAX).map_err(no_memory)?;
         let (report, tuples) = (RecoveryReport::default(), BTreeMap::new());
         let legs = legs_of(device, &pool);
-        Ok(Self { device, geometry, judge, legs, pool, read_only, progress, report, tuples })
+        let restored = BTreeMap::new();
+        Ok(Self {
+            device,
+            geometry,
+            judge,
+            legs,
+            pool,
+            read_only,
+            progress,
+            report,
+            tuples,
+            restored,
+        })
     }
 
     /// Finds the tuple of each sector that records of `epoch` name, and stores it where it is
     /// another than the stored one. A sector without one is marked as
-    /// torn, unless the program that wrote it knew no durability.
+    /// torn, unless the program that wrote it knew no durability. What the data journal has and is not
+    /// in its place is stored there.
     pub(crate) fn settle(
         &mut self,
         epoch: NonZeroU64,
         durability: Option<Durability>,
+        journaled: bool,
     ) -> Result<(), VolumeError> {
         let logs = self.read_logs().map_err(device_error("read the tuple log"))?;
-        let mut records = find_records(&logs, epoch, self.geometry);
+        let mut records = find_records(&logs, epoch, self.geometry, journaled);
         let in_group = to_u64(self.geometry.sectors_of_group());
-        records.sort_unstable_by_key(|record| (record.lba / in_group, record.position));
-        // Each leg of a mirror has all of them, unless it lacks or lost some.
+        let key = |record: &Record<'_>| (record.lba / in_group, record.position);
+        records.sort_unstable_by_key(|record| (key(record), record.data.is_none()));
+        // Each leg of a mirror has all of them, unless it lacks or lost some; and the tuple log and the
+        // data journal may have the same.
         records.dedup_by_key(|record| record.position);
         let durable = records.iter().map(|record| record.durable).max();
         let marks_torn = durability.is_some();
@@ -189,17 +210,39 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
                 if doubtful[index] {
                     let lba = first_lba + to_u64(index);
                     let stored = block.words(index);
-                    let chosen = candidates(lba, flushed, unflushed, stored).find_map(|words| {
-                        Some((words, self.copy_that_matches(lba, &found, words)?))
+                    let chosen = candidates(lba, flushed, unflushed, stored).find_map(|it| {
+                        let copy = self.copy_that_matches(lba, &found, it.words);
+                        (copy.is_some() || it.data.is_some()).then_some((it, copy))
                     });
                     let unreadable = found.iter().all(Option::is_none);
-                    let words = chosen.map(|(words, _)| words);
+                    let words = chosen.map(|(it, _)| it.words);
                     self.choose(&mut block, lba, words, unreadable, marks_torn);
-                    chosen.map_or(Ok(()), |(_, copy)| self.spread(lba, copy))?;
+                    match chosen {
+                        Some((_, Some(copy))) => self.spread(lba, copy)?,
+                        Some((Candidate { data: Some(data), .. }, None)) => {
+                            self.restore(lba, data)?;
+                        }
+                        _ => {}
+                    }
                 }
             }
         }
         self.store_tuples(group, block)
+    }
+
+    /// Stores what the data journal has of a sector in its place.
+    fn restore(&mut self, lba: u64, data: &[u8]) -> Result<(), VolumeError> {
+        self.report.restored += 1;
+        if self.read_only {
+            self.restored.insert(lba, data.into());
+            return Ok(());
+        }
+        let at = self.geometry.data_at(lba * self.geometry.sector().bytes());
+        let mut buffer = self.buffer(data.len());
+        buffer.as_mut_slice()[..data.len()].copy_from_slice(data);
+        transfer(self.device, Op::Write, at, buffer, data.len())
+            .map(drop)
+            .map_err(device_error("store a sector of the data journal"))
     }
 
     fn choose(
@@ -495,21 +538,36 @@ struct Content {
     is_zero: bool,
 }
 
-/// Returns the tuples that sector `lba` may have, the newest first. The writes of `flushed` are
+/// What a sector may be.
+#[derive(Clone, Copy, Debug)]
+struct Candidate<'c> {
+    words: [u64; 2],
+    /// What it is to be made if it is none of the candidates before.
+    data: Option<&'c [u8]>,
+}
+
+/// Returns what sector `lba` may be, the newest first. The writes of `flushed` are
 /// durable, so that of them only the last can be the sector's.
 fn candidates<'c>(
     lba: u64,
     flushed: &'c [Record<'_>],
     unflushed: &'c [Record<'_>],
     stored: [u64; 2],
-) -> impl Iterator<Item = [u64; 2]> + 'c {
+) -> impl Iterator<Item = Candidate<'c>> + 'c {
     let later = unflushed.iter().filter(move |record| record.names(lba));
     let base = flushed.iter().rev().find_map(|record| record.new_words(lba));
     // Without old tuples in the records it is the stored one that may be right.
     let has_old = later.clone().next().is_none_or(|record| record.old_words(lba).is_some());
     let before = base.or_else(|| (!has_old).then_some(stored));
-    let of_record = move |record: &'c Record<'_>| [record.new_words(lba), record.old_words(lba)];
-    later.rev().flat_map(of_record).flatten().chain(before)
+    let known = |words| Candidate { words, data: None };
+    // When there is a record behind one of the journal, the sector had got to its place, durably.
+    let last = later.clone().next_back().map(|record| record.position);
+    let of_record = move |record: &'c Record<'_>| {
+        let data = record.data_of(lba).filter(|_| Some(record.position) == last);
+        let new = record.new_words(lba).map(|words| Candidate { words, data });
+        [new, record.old_words(lba).map(known)]
+    };
+    later.rev().flat_map(of_record).flatten().chain(before.map(known))
 }
 
 fn verdict(
@@ -523,7 +581,7 @@ fn verdict(
     match known {
         Some(words) if !is_doubtful && words == stored => Verdict::Stored,
         Some(words) if !is_doubtful => Verdict::Known(words),
-        _ if candidates(lba, flushed, unflushed, stored).all(|words| words == stored) => {
+        _ if candidates(lba, flushed, unflushed, stored).all(|it| it.words == stored) => {
             Verdict::Stored
         }
         _ => Verdict::Doubtful,
@@ -550,9 +608,11 @@ fn find_records<'l>(
     logs: &'l [Vec<u8>],
     epoch: NonZeroU64,
     geometry: &Geometry,
+    journaled: bool,
 ) -> Vec<Record<'l>> {
     let mut records = Vec::new();
-    let halves = |log: &'l Vec<u8>| log.chunks(log::half_len(geometry)).enumerate();
+    let half_len = log::half_len(geometry, journaled);
+    let halves = |log: &'l Vec<u8>| log.chunks(half_len).take(2).enumerate();
     for (index, half) in logs.iter().flat_map(halves) {
         let mut place = 0;
         while place < half.len() / LOG_UNIT {
@@ -564,6 +624,11 @@ fn find_records<'l>(
                 None => place += 1,
             }
         }
+    }
+    if journaled {
+        let journals = logs.iter().map(|log| &log[2 * half_len..]);
+        let batches = journals.flat_map(|journal| find_batches(journal, epoch, geometry));
+        records.extend(batches.flat_map(|batch| batch.records));
     }
     let last = records.iter().map(|record| record.position.round()).max().unwrap_or(0);
     records.retain(|record| record.position.round() + 1 >= last);

@@ -19,9 +19,11 @@ use crate::format::{
 };
 use crate::geometry::{Geometry, TUPLE_BLOCK};
 use crate::intents::Intents;
+use crate::journal::Journal;
 use crate::judge::Judge;
 use crate::log::Log;
-use crate::opening::{Recovered, begin_intents, begin_log, recover};
+use crate::opening::{Recovered, begin_intents, begin_log, begins_journal, recover};
+use crate::overlay::Overlay;
 use crate::raw::{self, device_error, sync_device};
 use crate::recovery::{Recovery, RecoveryReport};
 use crate::scrub::SharedRecord;
@@ -111,6 +113,10 @@ pub struct Volume {
     pub(crate) log: Option<Log>,
     /// Which regions are being written, for durability by bitmap.
     pub(crate) intents: Option<Intents>,
+    /// Where small writes are before they are in their place.
+    pub(crate) journal: Option<Journal>,
+    /// What is in no place but in memory.
+    pub(crate) overlay: Overlay,
     pub(crate) cache: Cache,
     pub(crate) flush: FlushGate,
     superblock: Mutex<Superblock>,
@@ -173,6 +179,7 @@ impl Volume {
             created: since_1970.map_or(0, |time| time.as_secs()),
             errors: ErrorCounts::default(),
             log_epoch: None,
+            journaled: false,
             durability: None,
             boot: [0; 16],
             scrub: ScrubRecord::default(),
@@ -227,10 +234,12 @@ impl Volume {
         }
         let judge = Judge::new(superblock.protection(), sector);
         let recovered = recover(device, &superblock, &judge, options, progress)?;
-        let (mut log, mut intents) = (None, None);
+        let (mut log, mut intents, mut journal) = (None, None, None);
         if !read_only {
             log = begin_log(device, &geometry, options)?;
             intents = begin_intents(device, &geometry, options)?;
+            let has_room = log.as_ref().is_some_and(Log::is_written) && begins_journal(device);
+            journal = has_room.then(|| Journal::new(&geometry));
         }
         if read_only {
             warn_of_corrupt(corrupt.as_ref());
@@ -238,6 +247,7 @@ impl Volume {
             superblock.clean = false;
             // What was in the log is stored now, and counts no more.
             superblock.log_epoch = log.as_ref().map(Log::epoch);
+            superblock.journaled = journal.is_some();
             (superblock.durability, superblock.boot) = (Some(options.durability), options.boot);
             if let Some((copy, error)) = &corrupt {
                 superblock.sequence += 1;
@@ -248,9 +258,11 @@ impl Volume {
             }
             rewrite_superblock(device, &mut superblock)?;
         }
-        let Recovered { report, tuples: settled, adopted } = recovered;
+        let Recovered { report, tuples: settled, overlay, adopted } = recovered;
+        let overlay = Overlay::new(overlay);
         let volume = Self::assemble(superblock, options, judge);
-        Ok(Arc::new(Self { recovery: report, settled, adopted, log, intents, ..volume }))
+        let logs = Self { log, intents, journal, ..volume };
+        Ok(Arc::new(Self { recovery: report, settled, adopted, overlay, ..logs }))
     }
 
     fn assemble(superblock: Superblock, options: &OpenOptions, judge: Judge) -> Self {
@@ -271,6 +283,8 @@ impl Volume {
             adopted: Vec::new(),
             log: None,
             intents: None,
+            journal: None,
+            overlay: Overlay::default(),
             cache: Cache::new(options.cache_bytes, sectors, tuple_words),
             flush: FlushGate::default(),
             scrub: SharedRecord::new(superblock.scrub),
@@ -307,6 +321,7 @@ impl Volume {
         let mut superblock = self.next_superblock();
         superblock.clean = true;
         superblock.log_epoch = None;
+        superblock.journaled = false;
         (superblock.durability, superblock.boot) = (None, [0; 16]);
         rewrite_superblock(device, &mut superblock)
     }
@@ -442,8 +457,9 @@ impl Volume {
         }
     }
 
-    /// Forgets that sectors were reported, because they have been written anew.
+    /// Forgets that sectors were reported, and what else they were, because they have been written anew.
     pub(crate) fn forget_reported(&self, first: u64, count: u64) {
+        self.overlay.forget(first, count);
         // Relaxed: whether a sector that is being read and written is logged is a matter of luck.
         if self.has_reported.load(Ordering::Relaxed) {
             let mut reported = lock(&self.reported);

@@ -191,7 +191,7 @@ fn a_process_writes_until_it_is_killed() {
                 let writer = Writer {
                     flushes: (seed / 2).is_multiple_of(2),
                     long_each: if (seed / 3).is_multiple_of(2) { 2 } else { 10 },
-                    queue: Queue::new(volume, device, || {}).unwrap(),
+                    queue: Queue::new(volume, device, || {}).unwrap().with_journal().unwrap(),
                     pool: Pool::new(8 << 20).unwrap(),
                     random: Random::new(seed * 8 + index),
                     notes,

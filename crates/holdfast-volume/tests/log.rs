@@ -296,7 +296,7 @@ fn the_log_is_needed_from_opening_for_writing_until_closing() {
     };
     assert_eq!(feature(&mut medium.device()), [(0, false); 2]);
     let volume = open_with(&medium, false);
-    let features = features::TUPLE_LOG | features::DURABILITY;
+    let features = features::TUPLE_LOG | features::DURABILITY | features::DATA_JOURNAL;
     assert_eq!(feature(&mut medium.device()), [(features, true); 2]);
     volume.close(&mut medium.device()).unwrap();
     assert_eq!(feature(&mut medium.device()), [(0, false); 2]);
@@ -405,7 +405,8 @@ fn a_log_that_is_full_again_and_again_holds_nobody_up_and_loses_nothing() {
                 scope.spawn(move || {
                     let ring = Ring::new(64).unwrap().shared();
                     let device = FileDevice::new(backing, &ring).unwrap();
-                    let mut queue = Queue::new(volume, device, || {}).unwrap();
+                    let queue = Queue::new(volume, device, || {}).unwrap();
+                    let mut queue = queue.with_journal().unwrap();
                     write_much(&mut queue, seed, 2000 / to_usize(threads));
                 });
             }

@@ -8,6 +8,7 @@ mod common;
 mod corruption;
 mod flush;
 mod golden;
+mod journal;
 mod log;
 mod mirror;
 mod model;

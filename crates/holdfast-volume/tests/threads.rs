@@ -34,7 +34,7 @@ struct Worker<D: BlockDevice> {
 impl<D: BlockDevice> Worker<D> {
     fn new(volume: &Arc<Volume>, device: D, number: u64) -> Self {
         Self {
-            queue: Queue::new(volume, device, || {}).unwrap(),
+            queue: Queue::new(volume, device, || {}).unwrap().with_journal().unwrap(),
             pool: Pool::new(1 << 20).unwrap(),
             random: Random::new(number),
             ended: Vec::new(),

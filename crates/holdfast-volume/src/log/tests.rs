@@ -62,7 +62,7 @@ fn what_is_appended_is_found_and_what_is_torn_is_not() {
         let position = append(&log, &writes(0, count)).unwrap();
         let second = append(&log, &Intent { lba: 3, count: 5, clears: true }).unwrap();
         let mut bytes = bytes(&log);
-        let half_len = half_len(&geometry);
+        let half_len = half_len(&geometry, false);
         let parse = |bytes: &[u8], position: Position| {
             let half = bytes[position.half() * half_len..][..half_len].to_vec();
             let place = to_usize(position.place());
@@ -87,7 +87,8 @@ fn a_record_of_another_epoch_or_another_place_is_none() {
     let geometry = geometry(GuardKind::Crc64);
     let log = log(&geometry);
     let position = append(&log, &writes(9, 1)).unwrap();
-    let half = &bytes(&log)[position.half() * half_len(&geometry)..][..half_len(&geometry)];
+    let half =
+        &bytes(&log)[position.half() * half_len(&geometry, false)..][..half_len(&geometry, false)];
     let parse = |half: &[u8], index, place, number| {
         Record::parse(half, index, place, epoch(number), &geometry).is_some()
     };
@@ -138,7 +139,7 @@ fn forge(device: &mut MemoryDevice, geometry: &Geometry, half: usize, place: usi
     let len = len.min(record.len());
     let crc = crc(len).to_le_bytes();
     record[..4].copy_from_slice(&crc);
-    let at = geometry.log().0 + to_u64(half * half_len(geometry) + place * LOG_UNIT);
+    let at = geometry.log().0 + to_u64(half * half_len(geometry, false) + place * LOG_UNIT);
     let mut buffer = Pool::new(1 << 20).unwrap().take(record.len()).unwrap();
     buffer.as_mut_slice()[..record.len()].copy_from_slice(&record);
     let bio = Bio::new(Op::Write, at, to_u64(record.len()), Memory::Buffer(buffer));
@@ -191,7 +192,7 @@ proptest! {
         let pages = device.pages_in_use();
         let mut progress = |_, _| {};
         Recovery::new(&mut device, &geometry, &judge, false, &mut progress)
-            .and_then(|mut recovery| recovery.settle(epoch(7), None))
+            .and_then(|mut recovery| recovery.settle(epoch(7), None, false))
             .unwrap();
         // Everything is zeros and was never written, and no other tuple fits.
         prop_assert_eq!(device.pages_in_use(), pages);

@@ -9,6 +9,7 @@ use crate::cache::Cache;
 use crate::flush::Aim;
 use crate::format::SUPERBLOCK_LEN;
 use crate::geometry::TUPLE_BLOCK;
+use crate::journal::Journal;
 use crate::log::{Log, Position};
 
 /// How far the leader of a flush is.
@@ -27,6 +28,8 @@ pub(super) struct Lead {
     makes_room: Option<u64>,
     /// What of the log will be known to be durable then.
     durable: Option<Position>,
+    /// The number of the flush of the device.
+    number: u64,
 }
 
 /// The most tuple blocks that one flush writes at a time, which leaves scratch buffers to others.
@@ -169,6 +172,7 @@ impl<D: BlockDevice> Queue<D> {
     fn flush_device(&mut self, key: usize) {
         if let (Some(log), Step::Lead(lead)) = (&self.volume.log, &mut self.jobs[key].step) {
             lead.durable = log.is_written().then(|| log.durable_after_flush());
+            lead.number = self.volume.journal.as_ref().map_or(0, Journal::begin_flush);
         }
         let token = Token { part: Part::FlushDevice, job: key, way: None };
         self.send_bio(Bio::flush().with_user(token.encode()));
@@ -188,9 +192,12 @@ impl<D: BlockDevice> Queue<D> {
             result => result.map(drop),
         };
         if result.is_ok() && self.volume.log_is_durable() {
-            let Step::Lead(Lead { makes_room, durable, .. }) = self.jobs[key].step else {
+            let Step::Lead(Lead { makes_room, durable, number, .. }) = self.jobs[key].step else {
                 unreachable!("only a leader flushes");
             };
+            if let Some(journal) = &self.volume.journal {
+                journal.flushed(number);
+            }
             if let (Some(log), Some(position)) = (&self.volume.log, durable) {
                 log.set_durable(position);
             }

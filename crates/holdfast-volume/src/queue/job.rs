@@ -46,8 +46,21 @@ pub(super) struct Job {
     pub(super) heal: Option<Box<Heal>>,
     /// How far a repair of a mirror is.
     pub(super) repair: Option<Box<Repair>>,
-    /// Nobody submitted it: a flush that makes room in the tuple log.
-    pub(super) is_internal: bool,
+    /// It goes to the data journal first.
+    pub(super) is_staged: bool,
+    /// Nobody submitted it: a flush for this.
+    pub(super) internal: Option<Internal>,
+}
+
+/// What a flush is for that nobody submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Internal {
+    /// Room in the tuple log.
+    Room,
+    /// The data journal.
+    Stage,
+    /// What records are about to be written of.
+    Records,
 }
 
 /// A write of several sectors that failed. The device may have stored any of them, and does not say
@@ -134,7 +147,8 @@ impl Job {
             unread_legs: 0,
             heal: None,
             repair: None,
-            is_internal: false,
+            is_staged: false,
+            internal: None,
             bio,
         }
     }
@@ -276,10 +290,13 @@ pub(super) enum Part {
     FlushTuples,
     FlushSuperblock,
     FlushDevice,
+    Batch,
+    BatchRecords,
+    Sectors,
 }
 
 impl Part {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 18] = [
         Self::Fill,
         Self::WriteBack,
         Self::Edge,
@@ -295,14 +312,17 @@ impl Part {
         Self::FlushTuples,
         Self::FlushSuperblock,
         Self::FlushDevice,
+        Self::Batch,
+        Self::BatchRecords,
+        Self::Sectors,
     ];
 }
 
 impl Token {
     const JOB_BITS: u32 = 24;
-    const WAY_BITS: u32 = 36;
+    const WAY_BITS: u32 = 35;
 
-    /// Puts the token into a bio's number: 4 bits of part, 24 of job, 36 of way and one.
+    /// Puts the token into a bio's number: 5 bits of part, 24 of job, 35 of way and one.
     pub(super) fn encode(self) -> u64 {
         let part = self.part as u64;
         let job = self.job as u64;

@@ -10,7 +10,7 @@ use holdfast_iov::{Buffer, Memory, Pool};
 use holdfast_units::to_u64;
 
 use super::Queue;
-use super::job::{Job, Part, Step, Token};
+use super::job::{Internal, Job, Part, Step, Token};
 use crate::flush::Aim;
 use crate::geometry::TUPLE_BLOCK;
 use crate::log::{Intent, LOG_UNIT, Log, Oldest, Position, Wait};
@@ -24,9 +24,11 @@ pub(super) struct Records {
     /// Memory for those that are written.
     written: Pool,
     /// Jobs whose records are to be written.
-    waiting: VecDeque<usize>,
+    pub(super) waiting: VecDeque<usize>,
     /// Jobs whose records are being written.
     committing: Vec<usize>,
+    /// The device is being flushed before records are written.
+    is_syncing: bool,
     /// How many jobs have records, which may be durable.
     in_use: usize,
     /// Room for a list like that.
@@ -44,6 +46,7 @@ impl Records {
             written: Pool::new(Self::COMMIT_MAX)?,
             waiting: VecDeque::new(),
             committing: Vec::new(),
+            is_syncing: false,
             in_use: 0,
             spare: Vec::new(),
         })
@@ -63,6 +66,10 @@ impl<D: BlockDevice> Queue<D> {
             return false;
         }
         let Some(log) = &self.volume.log else { return self.go_on(key) };
+        if self.stages(key) {
+            self.stage(key);
+            return false;
+        }
         if log.is_written() {
             self.jobs[key].step = Step::Commit;
             self.records.waiting.push_back(key);
@@ -83,14 +90,14 @@ impl<D: BlockDevice> Queue<D> {
         self.go_on(key)
     }
 
-    fn intent(&self, key: usize) -> Intent {
+    pub(super) fn intent(&self, key: usize) -> Intent {
         let job = &self.jobs[key];
         let lba = self.limits.sector.count(job.bio.offset);
         Intent { lba, count: job.sectors.count, clears: job.bio.op != Op::Write }
     }
 
     /// Reserves a place in the log, or lets `key` wait for one.
-    fn reserve_record(&mut self, key: usize, len: usize, jobs: u64) -> Option<Position> {
+    pub(super) fn reserve_record(&mut self, key: usize, len: usize, jobs: u64) -> Option<Position> {
         while let Some(log) = &self.volume.log {
             if let Some(oldest) = &self.records.oldest {
                 oldest.announce(log.next());
@@ -102,13 +109,12 @@ impl<D: BlockDevice> Queue<D> {
                 oldest.withdraw();
             }
             match log.wait(&self.waiter(key)) {
-                Wait::No => {}
-                Wait::Yes => break,
-                Wait::Flush => {
-                    self.make_room();
-                    break;
-                }
+                Wait::No => continue,
+                Wait::Yes => {}
+                Wait::Flush => self.make_room(),
             }
+            self.hurry_others();
+            break;
         }
         None
     }
@@ -147,13 +153,22 @@ impl<D: BlockDevice> Queue<D> {
         if !self.records.committing.is_empty() || waiting == 0 || waiting < self.records.in_use {
             return;
         }
-        let (mut len, mut count) = (0, 0);
+        if self.records.is_syncing {
+            return;
+        }
+        let (mut len, mut count, mut needs_flush) = (0, 0, false);
         for &key in &self.records.waiting {
             let longer = len + log.record_len(&self.intent(key));
             if log.written_len(longer) > Records::COMMIT_MAX {
                 break;
             }
             (len, count) = (longer, count + 1);
+            let group = self.jobs[key].group;
+            needs_flush |= self.volume.journal.as_ref().is_some_and(|it| it.needs_flush(group));
+        }
+        if needs_flush && !self.volume.flush_failed() {
+            self.records.is_syncing = true;
+            return self.flush_for(Internal::Records, Aim { store: false, durable: true });
         }
         let whole = log.written_len(len);
         let first = self.records.waiting[0];
@@ -173,16 +188,33 @@ impl<D: BlockDevice> Queue<D> {
     /// Returns its length.
     fn add_record(&mut self, buffer: &mut Buffer, at: usize, start: Position) -> usize {
         let Some(key) = self.records.waiting.pop_front() else { return 0 };
-        let Some(log) = &self.volume.log else { return 0 };
-        let len = log.record_len(&self.intent(key));
         let position = start.after(to_u64(at / LOG_UNIT));
-        self.encode(&mut buffer.as_mut_slice()[at..at + len], key, position);
-        if let Some(oldest) = &mut self.records.oldest {
-            oldest.push(position);
-        }
+        let len = self.encode_record(&mut buffer.as_mut_slice()[at..], key, position);
         self.records.committing.push(key);
         self.records.in_use += 1;
         len
+    }
+
+    /// Puts the record of a job at the beginning of `target`. It is in use from now on. Returns its length.
+    pub(super) fn encode_record(
+        &mut self,
+        target: &mut [u8],
+        key: usize,
+        position: Position,
+    ) -> usize {
+        let Some(log) = &self.volume.log else { return 0 };
+        let len = log.record_len(&self.intent(key));
+        self.encode(&mut target[..len], key, position);
+        if let Some(oldest) = &mut self.records.oldest {
+            oldest.push(position);
+        }
+        len
+    }
+
+    /// Goes on after what came from the journal to the places of those who wait was made durable there.
+    pub(super) fn places_flushed(&mut self) {
+        self.records.is_syncing = false;
+        self.commit();
     }
 
     fn send_records(&mut self, position: Position, len: usize, buffer: Buffer) {
@@ -225,7 +257,7 @@ impl<D: BlockDevice> Queue<D> {
         self.volume.set_flush_failed();
     }
 
-    fn make_room_if_asked(&mut self) {
+    pub(super) fn make_room_if_asked(&mut self) {
         if self.volume.log.as_ref().is_some_and(|log| log.request_flush()) {
             self.make_room();
         }
@@ -234,10 +266,15 @@ impl<D: BlockDevice> Queue<D> {
     /// Stores all tuples, so that a half of the log can be used again. For a log that is durable
     /// they have to be so, too.
     fn make_room(&mut self) {
-        let mut job = Job::new(Bio::flush(), self.volume.geometry());
-        (job.is_internal, job.step) = (true, Step::Follow);
-        let key = self.jobs.insert(job);
         let aim = Aim { store: true, durable: self.volume.log_is_durable() };
+        self.flush_for(Internal::Room, aim);
+    }
+
+    /// Joins a flush that nobody submitted.
+    pub(super) fn flush_for(&mut self, what: Internal, aim: Aim) {
+        let mut job = Job::new(Bio::flush(), self.volume.geometry());
+        (job.internal, job.step) = (Some(what), Step::Follow);
+        let key = self.jobs.insert(job);
         if self.volume.flush.join(&self.waiter(key), aim) {
             self.begin_lead(key);
         }
@@ -266,6 +303,7 @@ impl<D: BlockDevice> Queue<D> {
         if failed && matches!(self.jobs[key].step, Step::Commit) {
             // It waited for room, perhaps as the first of several.
             self.records.waiting.retain(|&waiting| waiting != key);
+            self.unwait_stage(key);
             self.commit();
         }
         let Some(record) = self.jobs[key].record.take() else { return };
@@ -273,16 +311,21 @@ impl<D: BlockDevice> Queue<D> {
         if failed {
             log.fail(record);
         }
+        let counts = log.is_written() && !self.jobs[key].is_staged;
+        self.give_up_record(record);
+        if counts {
+            self.records.in_use -= 1;
+            self.commit();
+        }
+    }
+
+    /// Gives up a record that is in use.
+    pub(super) fn give_up_record(&mut self, record: Position) {
         if let Some(oldest) = &mut self.records.oldest {
             oldest.release(record);
         }
-        let (is_written, asks_for_room) = (log.is_written(), log.release(record));
-        if asks_for_room {
+        if self.volume.log.as_ref().is_some_and(|log| log.release(record)) {
             self.make_room();
-        }
-        if is_written {
-            self.records.in_use -= 1;
-            self.commit();
         }
     }
 }

@@ -14,6 +14,7 @@ mod log;
 mod read;
 mod repair;
 mod settle;
+mod stage;
 mod write;
 
 use std::collections::VecDeque;
@@ -25,8 +26,9 @@ use holdfast_iov::{BUFFER_MAX, BUFFER_MIN, Buffer, Memory, Pool};
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use slab::Slab;
 
-use self::job::{Job, Part, Place, Step, Token};
+use self::job::{Internal, Job, Part, Place, Step, Token};
 use self::log::Records;
+use self::stage::Stage;
 use crate::cache::Pinned;
 use crate::claims::Mode;
 use crate::geometry::TUPLE_BLOCK;
@@ -55,6 +57,7 @@ pub struct Queue<D: BlockDevice> {
     /// Room for guards of memory that has none.
     guards: Vec<u64>,
     records: Records,
+    stage: Option<Box<Stage>>,
 }
 
 impl<D: BlockDevice + fmt::Debug> fmt::Debug for Queue<D> {
@@ -111,6 +114,7 @@ impl<D: BlockDevice> Queue<D> {
             ended: Vec::new(),
             guards: Vec::new(),
             records: Records::new(volume.log.as_ref())?,
+            stage: None,
         })
     }
 
@@ -136,20 +140,19 @@ impl<D: BlockDevice> Queue<D> {
     /// Returns how many bios are in flight, with those of the volume's own. As long as there are
     /// any, others may wait for them: reap them.
     pub fn in_flight(&self) -> usize {
-        self.jobs.len()
+        self.jobs.len() + self.stage_in_flight()
     }
 
     /// Waits until nothing is in flight. What ended can be reaped.
     pub fn drain(&mut self) {
-        while !self.jobs.is_empty() {
+        self.begin_to_drain_stage();
+        while !(self.jobs.is_empty() && self.is_stage_drained()) {
             self.device.wait();
             self.turn();
-            if self.jobs.is_empty() {
-                break;
-            }
             // What we wait for may be in another thread's hands.
             std::thread::yield_now();
         }
+        self.end_to_drain_stage();
     }
 
     fn waiter(&self, job: usize) -> Waiter {
@@ -209,6 +212,7 @@ impl<D: BlockDevice> Queue<D> {
                 Step::Log => self.log(key),
                 Step::Commit => {
                     self.commit();
+                    self.advance_stage();
                     false
                 }
                 Step::Data => {
@@ -237,7 +241,10 @@ impl<D: BlockDevice> Queue<D> {
             }
             Pinned::Fill(way) => job.step = Step::Fill(way),
             Pinned::WriteBack(way) => job.step = Step::WriteBack(way),
-            Pinned::Wait => return false,
+            Pinned::Wait => {
+                self.hurry_others();
+                return false;
+            }
         }
         true
     }
@@ -252,6 +259,7 @@ impl<D: BlockDevice> Queue<D> {
         let mode = if shared { Mode::Shared } else { Mode::Exclusive };
         let sectors = job.sectors_to_claim(self.volume.geometry());
         if !self.volume.cache.claim(way, sectors, mode, &waiter) {
+            self.hurry_others();
             return false;
         }
         job.place = Place::Claimed(way, mode);
@@ -397,6 +405,7 @@ impl<D: BlockDevice> Queue<D> {
                     Note::Retry(key) => self.proceed(key),
                     Note::Flushed(key, result) => self.finish_flushed(key, result),
                     Note::Lead(key) => self.begin_lead(key),
+                    Note::Hurry => self.hurry(),
                     Note::NoRoom(key, error) => self.no_room(key, error),
                 }
             }
@@ -423,6 +432,9 @@ impl<D: BlockDevice> Queue<D> {
             Part::FlushTuples => self.flush_tuples_written(token, ended),
             Part::FlushSuperblock => self.flush_superblock_written(key, ended),
             Part::FlushDevice => self.flush_device_done(key, ended.result),
+            Part::Batch => self.batch_written(key, ended),
+            Part::BatchRecords => self.batch_records_written(key, ended),
+            Part::Sectors => self.sectors_written(key, ended),
         }
     }
 
@@ -521,7 +533,10 @@ impl<D: BlockDevice> Queue<D> {
         if result.is_ok() && job.done < whole {
             return self.send_data(key);
         }
-        match job.bio.op {
+        if job.bio.op == Op::Read && result.is_ok() {
+            self.lay_over(key);
+        }
+        match self.jobs[key].bio.op {
             Op::Read if self.mirrored => self.mirror_read(key, result),
             Op::Read => {
                 let result = result.and_then(|()| self.verify(key));
@@ -553,8 +568,11 @@ impl<D: BlockDevice> Queue<D> {
 
     fn end(&mut self, key: usize, result: Result<(), Error>) {
         let job = self.jobs.remove(key);
-        if job.is_internal {
-            return self.room_made();
+        match job.internal {
+            Some(Internal::Room) => return self.room_made(),
+            Some(Internal::Stage) => return self.stage_flushed(result),
+            Some(Internal::Records) => return self.places_flushed(),
+            None => {}
         }
         let len = job.bio.len;
         self.ended.push(Ended { bio: job.bio, result: result.map(|()| len) });
@@ -616,6 +634,7 @@ impl<D: BlockDevice> Drop for Queue<D> {
         // jobs may wait for each other, and nobody is left to go on with the others'.
         if !std::thread::panicking() {
             self.drain();
+            self.leave_stage();
         }
     }
 }

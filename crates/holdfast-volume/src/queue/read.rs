@@ -18,7 +18,8 @@ impl<D: BlockDevice> Queue<D> {
     /// Reads at once from a device that is memory, and verifies by the same loads. Returns whether that could be
     /// done: then the job has ended.
     pub(super) fn read_at_once(&mut self, key: usize) -> bool {
-        let Some(format) = self.limits.guards.filter(|_| self.limits.in_memory) else {
+        let is_there = self.limits.in_memory && self.volume.overlay.is_empty();
+        let Some(format) = self.limits.guards.filter(|_| is_there) else {
             return false;
         };
         let job = &mut self.jobs[key];
@@ -36,6 +37,26 @@ impl<D: BlockDevice> Queue<D> {
         });
         self.finish(key, result);
         true
+    }
+
+    /// Puts what is in no place but in memory over what a job has read.
+    pub(super) fn lay_over(&mut self, key: usize) {
+        if self.volume.overlay.is_empty() {
+            return;
+        }
+        let (sector, job) = (self.limits.sector, &mut self.jobs[key]);
+        let (first, count) = (sector.count(job.bio.offset), to_u64(job.sectors.count));
+        self.volume.overlay.each(first, count, |index, data| match &mut job.bio.memory {
+            Memory::Buffer(buffer) => {
+                buffer.as_mut_slice()[index * sector.len()..][..sector.len()].copy_from_slice(data);
+            }
+            Memory::Iov(iter) => {
+                let mut of_sector = iter.clone();
+                of_sector.advance(index * sector.len());
+                of_sector.copy_in(data);
+            }
+            Memory::Shared(_) | Memory::None => unreachable!("`check` saw memory"),
+        });
     }
 
     /// Returns what the submitter of a read is told, and counts what is to be reported.

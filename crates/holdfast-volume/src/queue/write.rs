@@ -66,14 +66,15 @@ impl<D: BlockDevice> Queue<D> {
     /// Takes the stored part of a partly written sector, if it is intact: a corrupt sector must not
     /// get a valid guard by a write to another part of it.
     pub(super) fn edge_read(&mut self, key: usize, ended: Ended) {
-        let Some(ended) = self.complete(ended) else { return };
+        let Some(mut ended) = self.complete(ended) else { return };
         let (result, sector) = (ended.result, self.limits.sector);
         let verified = result.and_then(|_| {
-            let buffer = ended.bio.memory.buffer().ok_or(Error::IO)?;
-            let stored = &buffer.as_slice()[..sector.len()];
+            let buffer = ended.bio.memory.buffer_mut().ok_or(Error::IO)?;
+            let stored = &mut buffer.as_mut_slice()[..sector.len()];
             let job = &mut self.jobs[key];
             let (edge, way) = (job.edge, job.way());
             let lba = sector.count(job.edge_offset(edge, sector));
+            self.volume.overlay.each(lba, 1, |_, data| stored.copy_from_slice(data));
             let words = self.volume.cache.tuple(way, job.edge_sector(edge));
             let guard = checksum(self.volume.protection().kind, stored);
             self.volume.check(lba, guard, words, || is_zero(stored)).inspect_err(|mismatch| {
