@@ -34,7 +34,7 @@ impl Place {
 pub(crate) enum Duty {
     /// The sector cannot be read.
     Find,
-    /// That, or it has the right data, since the log has the tuple once more.
+    /// That, or it has the right data, since the log has the tuple or the data once more.
     FindOrMend,
     /// It has the right data, since another leg has them.
     Mend,
@@ -80,7 +80,7 @@ impl Flip {
         let is_in_dirty_region = || judge.is_in_session(region_of(&geometry, lba), position);
         let duty = match (plan.durability, place) {
             _ if is_clean => Duty::Find,
-            (Durability::Full, Place::Tuple) if is_in_session => Duty::FindOrMend,
+            (Durability::Full, _) if is_in_session => Duty::FindOrMend,
             (Durability::Full, _) => Duty::Find,
             (Durability::Bitmap, _) if !is_in_dirty_region() => Duty::Find,
             (Durability::Bitmap | Durability::None, _) => Duty::Nothing,

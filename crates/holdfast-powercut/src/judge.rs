@@ -104,6 +104,7 @@ impl<'r> Judge<'r> {
     pub(crate) fn judge(&mut self, image: &Image) -> Result<(Opened, Seen), Wrong> {
         let opened = Opened::new(image, self.plan, image.boot)?;
         let volume = &opened.volume;
+        self.counts.restored += volume.recovery().map_or(0, |report| report.restored);
         let (counted, damaged) = (volume.errors().total(), self.counts.damaged);
         let seen = self.look(&opened)?;
         for lba in 0..self.sectors() {

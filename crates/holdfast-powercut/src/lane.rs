@@ -62,14 +62,16 @@ impl Lane {
         device: Device,
         path: Path,
         depth: usize,
-        random: Random,
+        mut random: Random,
     ) -> std::io::Result<Self> {
+        let queue = Queue::new(volume, device, || {})?;
+        let queue = if random.chance(75) { queue.with_journal()? } else { queue };
         let policy = if let Path::Guest(policy) = path { policy } else { ReadPolicy::Lazy };
         let pool = Pool::new(4 << 20)?;
         let is_guest = matches!(path, Path::Guest(_));
         let regions = if is_guest { vec![Region::anonymous(depth * PIECE)?] } else { Vec::new() };
         Ok(Self {
-            front: Bounce::new(Queue::new(volume, device, || {})?, pool.clone(), policy),
+            front: Bounce::new(queue, pool.clone(), policy),
             is_guest,
             // Nobody promises anything about memory that changes without a buffer.
             changes_memory: policy != ReadPolicy::Never,

@@ -56,6 +56,8 @@ pub(crate) struct Plan {
     pub(crate) writes: usize,
     /// Requests are as long as can be, so that the tuple log is full soon.
     pub(crate) is_long: bool,
+    /// Requests are short, and to few sectors, so that the data journal is full soon.
+    pub(crate) is_hot: bool,
     /// Where most requests are, in bytes.
     zones: Vec<Range<u64>>,
 }
@@ -106,12 +108,13 @@ impl Plan {
         };
         let is_small = sector == BlockSize::SECTOR && durability == Durability::Full;
         let is_long = is_small && legs == 1 && random.chance(6);
+        let is_hot = durability == Durability::Full && legs == 1 && !is_long && random.chance(25);
         let group = group_bytes(guard, sector);
         // More groups than the smallest cache has ways for, where groups are small.
         let groups = (1024 * KIB / group).max(1) + random.below((512 * KIB / group).max(1));
         let capacity = group * groups + (1 + random.below(6)) * 48 * KIB;
         let cache_bytes = if random.chance(50) { 0 } else { 1 << 20 };
-        let writes = to_usize(40 + random.below(30));
+        let writes = to_usize(if is_hot { 200 } else { 40 } + random.below(30));
         let zones = zones(capacity, group, random);
         let plan = Self {
             guard,
@@ -123,6 +126,7 @@ impl Plan {
             trouble,
             writes,
             is_long,
+            is_hot,
             zones,
         };
         debug_assert!(plan.options().geometry().is_ok(), "{plan:?}");
@@ -167,6 +171,10 @@ impl Plan {
         faults
     }
 
+    const fn is_often(&self) -> bool {
+        self.is_long || self.is_hot
+    }
+
     /// Returns how the volume is used next.
     pub(crate) fn session(&self, random: &mut Random) -> Session {
         // Memory that changes is not written to a mirror: the legs would differ.
@@ -186,7 +194,7 @@ impl Plan {
         };
         let depth = to_usize(1 + random.below(6));
         let requests =
-            to_usize(if self.is_long { 120 + random.below(60) } else { 4 + random.below(20) });
+            to_usize(if self.is_often() { 120 + random.below(60) } else { 4 + random.below(20) });
         Session { lanes, depth, requests, closes: random.chance(60) }
     }
 
@@ -208,6 +216,13 @@ impl Plan {
             // What lies before is written seldom, and its tuples are in the log for long.
             let offset = (1 + random.below(self.capacity / LONG - 1)) * LONG;
             return Ask { op, offset, len: LONG, fua: false };
+        }
+        if self.is_hot && op == Op::Write && random.chance(90) {
+            let zone = &self.zones[0];
+            let len = self.sector.bytes() * (1 + random.below(16 * KIB / self.sector.bytes()));
+            let offset = zone.start + self.sector.align_down(random.below(zone.end - zone.start));
+            let fua = random.chance(5);
+            return Ask { op, offset, len: len.min(zone.end - offset), fua };
         }
         let may_be_part = matches!(op, Op::Write | Op::Read) && random.chance(60);
         let grain = if may_be_part { BlockSize::SECTOR } else { self.sector }.bytes();

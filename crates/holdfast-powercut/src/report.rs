@@ -21,6 +21,8 @@ pub struct Counts {
     pub sectors: u64,
     /// Sectors that were torn, and said to be.
     pub torn: u64,
+    /// Sectors that were in the data journal and not in their place.
+    pub restored: u64,
     /// Sectors that were corrupted on purpose.
     pub injected: u64,
     /// Those of them that were found.
@@ -49,6 +51,7 @@ impl Counts {
         self.recoveries += other.recoveries;
         self.sectors += other.sectors;
         self.torn += other.torn;
+        self.restored += other.restored;
         self.injected += other.injected;
         self.found += other.found;
         self.excused += other.excused;
@@ -77,7 +80,7 @@ impl Table {
 /// A column: its name, how wide it is, and what is in it.
 type Column = (&'static str, usize, fn(&Counts) -> u64);
 
-const COLUMNS: [Column; 15] = [
+const COLUMNS: [Column; 16] = [
     ("runs", 6, |counts| counts.runs),
     ("turned", 7, |counts| counts.turned),
     ("cuts", 9, |counts| counts.cuts),
@@ -85,6 +88,7 @@ const COLUMNS: [Column; 15] = [
     ("in recovery", 12, |counts| counts.recoveries),
     ("sectors", 13, |counts| counts.sectors),
     ("torn", 9, |counts| counts.torn),
+    ("restored", 9, |counts| counts.restored),
     ("injected", 9, |counts| counts.injected),
     ("found", 8, |counts| counts.found),
     ("excused", 8, |counts| counts.excused),

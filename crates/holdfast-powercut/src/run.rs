@@ -84,7 +84,8 @@ impl Run {
     /// Returns whether the first half of the tuple log was used once more after the second.
     pub(crate) fn has_turned(&self, plan: &Plan) -> bool {
         let Ok(geometry) = plan.options().geometry() else { return false };
-        let (log, len) = geometry.log();
+        // Without the data journal.
+        let (log, len) = (geometry.log().0, geometry.log().1 / if plan.legs == 1 { 2 } else { 1 });
         let (mut session, mut was_second) = (0, false);
         self.journal.places().any(|(position, at)| {
             let opened = self.opened.partition_point(|&opened| opened <= position);
