@@ -144,8 +144,8 @@ impl Subject {
             .map_err(BenchError::system("map a pool"))?;
         // Without, where the limit on locked memory is low, it works as well.
         let _unregistered = ring.borrow_mut().register(&pool);
-        let queue =
-            Queue::new(&self.volume, device, || {}).map_err(BenchError::system("open a queue"))?;
+        let queue = Queue::new(&self.volume, device, || {}).and_then(Queue::with_journal);
+        let queue = queue.map_err(BenchError::system("open a queue"))?;
         let area = 0..ALIGNMENT.align_down(self.volume.geometry().capacity());
         Ok((Box::new(Bounce::new(queue, pool, policy)), area))
     }

@@ -76,7 +76,7 @@ impl<D> Disk<D> {
 
     fn queue<B: BlockDevice>(&self, device: B, waker: &Arc<Waker>) -> io::Result<Queue<B>> {
         let waker = Arc::clone(waker);
-        Queue::new(&self.volume, device, move || waker.wake())
+        Queue::new(&self.volume, device, move || waker.wake())?.with_journal()
     }
 }
 

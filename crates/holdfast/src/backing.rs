@@ -104,11 +104,14 @@ fn boot() -> [u8; 16] {
 
 /// Says what became of a volume that was not closed.
 fn tell_of_recovery(path: &Path, volume: &Volume, report: &RecoveryReport) {
-    let RecoveryReport { settled, adopted, torn, unreadable, .. } = report;
+    let RecoveryReport { settled, restored, adopted, torn, unreadable, .. } = report;
     let path = path.display();
     tracing::warn!(
         "{path} was not closed: {settled} sectors had been written and not recorded, and are now"
     );
+    if *restored > 0 {
+        tracing::warn!("{restored} sectors of {path} were in the data journal only");
+    }
     if *adopted > 0 {
         tracing::warn!(
             "{adopted} sectors of {path} were taken as they are: with this durability nothing tells \

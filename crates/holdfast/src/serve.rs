@@ -227,7 +227,7 @@ impl Target for Disk {
     fn queue(&self, ring: &SharedRing, waker: &Arc<Waker>) -> std::io::Result<Self::Queue> {
         let device = Counted::new(self.store.device(ring)?, &self.clients);
         let waker = Arc::clone(waker);
-        Queue::new(&self.volume, device, move || waker.wake())
+        Queue::new(&self.volume, device, move || waker.wake())?.with_journal()
     }
 }
 
