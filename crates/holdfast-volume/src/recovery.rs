@@ -210,10 +210,8 @@ impl<'r, D: BlockDevice> Recovery<'r, D> {
                 if doubtful[index] {
                     let lba = first_lba + to_u64(index);
                     let stored = block.words(index);
-                    let chosen = candidates(lba, flushed, unflushed, stored).find_map(|it| {
-                        let copy = self.copy_that_matches(lba, &found, it.words);
-                        (copy.is_some() || it.data.is_some()).then_some((it, copy))
-                    });
+                    let all = candidates(lba, flushed, unflushed, stored);
+                    let chosen = choose(all, |words| self.copy_that_matches(lba, &found, words));
                     let unreadable = found.iter().all(Option::is_none);
                     let words = chosen.map(|(it, _)| it.words);
                     self.choose(&mut block, lba, words, unreadable, marks_torn);
@@ -542,8 +540,33 @@ struct Content {
 #[derive(Clone, Copy, Debug)]
 struct Candidate<'c> {
     words: [u64; 2],
-    /// What it is to be made if it is none of the candidates before.
+    /// What the data journal has of it.
     data: Option<&'c [u8]>,
+    /// Nothing was about to become of it afterwards.
+    is_last: bool,
+}
+
+/// Returns what a sector is, of `candidates` with the newest first, and the copy that `find` has found to
+/// match it; `None` for one that is to be restored from the journal. That is the last, when no copy is newer;
+/// one before, when a copy is older than it, so that it never got to its place. When no copy matches
+/// anything, what was to be written behind it tore the sector, and nobody knows which.
+fn choose<'c>(
+    candidates: impl Iterator<Item = Candidate<'c>>,
+    find: impl Fn([u64; 2]) -> Option<usize>,
+) -> Option<(Candidate<'c>, Option<usize>)> {
+    let mut missed = None;
+    for candidate in candidates {
+        if let Some(copy) = find(candidate.words) {
+            return Some(missed.map_or((candidate, Some(copy)), |missed| (missed, None)));
+        }
+        if candidate.data.is_some() {
+            if candidate.is_last {
+                return Some((candidate, None));
+            }
+            missed = missed.or(Some(candidate));
+        }
+    }
+    None
 }
 
 /// Returns what sector `lba` may be, the newest first. The writes of `flushed` are
@@ -559,12 +582,11 @@ fn candidates<'c>(
     // Without old tuples in the records it is the stored one that may be right.
     let has_old = later.clone().next().is_none_or(|record| record.old_words(lba).is_some());
     let before = base.or_else(|| (!has_old).then_some(stored));
-    let known = |words| Candidate { words, data: None };
-    // When there is a record behind one of the journal, the sector had got to its place, durably.
+    let known = |words| Candidate { words, data: None, is_last: false };
     let last = later.clone().next_back().map(|record| record.position);
     let of_record = move |record: &'c Record<'_>| {
-        let data = record.data_of(lba).filter(|_| Some(record.position) == last);
-        let new = record.new_words(lba).map(|words| Candidate { words, data });
+        let (data, is_last) = (record.data_of(lba), Some(record.position) == last);
+        let new = record.new_words(lba).map(|words| Candidate { words, data, is_last });
         [new, record.old_words(lba).map(known)]
     };
     later.rev().flat_map(of_record).flatten().chain(before.map(known))
