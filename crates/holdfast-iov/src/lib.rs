@@ -21,6 +21,7 @@ mod pool;
 mod sync;
 mod truncation;
 mod volatile;
+mod words;
 
 pub use guest::{AddressError, GuestMemory, GuestRegion, Place};
 pub use iter::{Bvec, IovIter, Segment, SegmentList};
@@ -28,3 +29,4 @@ pub use lease::{Lease, lend, lend_mut};
 pub use memory::Memory;
 pub use pool::{BUFFER_MAX, BUFFER_MIN, Buffer, GUARD_INTERVAL, Pool};
 pub use volatile::{OutOfRange, Region, VolatileMemory};
+pub use words::{ZeroedWords, prefetch};

@@ -8,9 +8,9 @@
 //! All who have to wait, for whatever reason, wait in the list of the set, and are told to try
 //! again whenever something in the set is given up.
 
-use holdfast_units::to_u64;
 #[cfg(not(loom))]
-use zerocopy::FromZeros;
+use holdfast_iov::{ZeroedWords, prefetch};
+use holdfast_units::{to_u64, to_usize};
 
 use crate::claims::{self, Mode, Sectors};
 use crate::inbox::Waiter;
@@ -65,7 +65,9 @@ pub(crate) enum Pinned {
     Wait,
 }
 
+/// What each visit looks at lies in two lines of the processor's caches.
 #[derive(Debug)]
+#[repr(C, align(64))]
 struct Set {
     /// The group of each way and one, or 0.
     tags: [AtomicU64; WAYS],
@@ -97,22 +99,29 @@ impl Set {
 pub(crate) struct Cache {
     sets: Box<[Set]>,
     /// The tuples of all ways, as big-endian words.
-    words: Box<[AtomicU64]>,
+    words: ZeroedWords,
     /// The claims of all ways.
-    claims: Box<[AtomicU64]>,
+    claims: ZeroedWords,
     /// One bit for each way whose tuples are newer than those stored.
-    dirty: Box<[AtomicU64]>,
+    dirty: ZeroedWords,
     claim_words: usize,
     tuple_words: usize,
 }
 
 impl Cache {
-    /// Returns a cache of about `bytes`, at least one set.
-    pub(crate) fn new(bytes: usize, sectors_of_group: usize, tuple_words: usize) -> Self {
+    /// Returns a cache of about `bytes`, at least one set, and no larger than what `groups` groups fill by half:
+    /// what is used of it then lies close together.
+    pub(crate) fn new(
+        bytes: usize,
+        groups: u64,
+        sectors_of_group: usize,
+        tuple_words: usize,
+    ) -> Self {
         let claim_words = claims::words_for(sectors_of_group);
         let of_way = (WORDS_OF_BLOCK + claim_words) * size_of::<u64>();
-        let sets = (bytes / (of_way * WAYS)).max(1);
-        Self::with_sets(sets, claim_words, tuple_words)
+        let most = groups.div_ceil(to_u64(WAYS / 2));
+        let sets = to_u64(bytes / (of_way * WAYS)).min(most).max(1);
+        Self::with_sets(to_usize(sets), claim_words, tuple_words)
     }
 
     fn with_sets(sets: usize, claim_words: usize, tuple_words: usize) -> Self {
@@ -134,6 +143,37 @@ impl Cache {
         usize::try_from(scaled).expect("less than the number of sets")
     }
 
+    /// Pins the way of `group` and claims sectors of it, where nothing is in the way: the usual case, for which
+    /// nobody needs to be told of anything.
+    pub(crate) fn enter(&self, group: u64, sectors: Sectors, mode: Mode) -> Option<Way> {
+        let set = self.set_of(group);
+        let way = self.find(set, group)?;
+        self.prefetch(way, sectors);
+        if !self.pin_found(way, group) {
+            return None;
+        }
+        // Relaxed: who misses that somebody waits only goes first.
+        let state = self.sets[way.set].states[way.way].load(Ordering::Relaxed);
+        if state & CONTENDED == 0 && claims::try_claim(self.claims_of(way), sectors, mode) {
+            return Some(way);
+        }
+        // It had some of the sectors for a moment. Who met that and waits is told with this.
+        self.unpin(way);
+        None
+    }
+
+    /// Has the processor fetch what a visit to the first of some sectors needs, all at the same time.
+    fn prefetch(&self, way: Way, sectors: Sectors) {
+        #[cfg(not(loom))]
+        {
+            prefetch(&self.sets[way.set].states);
+            prefetch(&self.claims_of(way)[sectors.first / claims::SECTORS_OF_WORD]);
+            prefetch(&self.words[self.tuple_at(way, sectors.first)]);
+        }
+        #[cfg(loom)]
+        let _nothing_is_far = (way, sectors);
+    }
+
     /// Pins the way of `group`, or says what has to be done first.
     pub(crate) fn pin(&self, group: u64, waiter: &Waiter) -> Pinned {
         let set = self.set_of(group);
@@ -145,10 +185,20 @@ impl Cache {
 
     /// Pins the way that holds `group`, if one does and nobody is filling or emptying it.
     fn pin_present(&self, index: usize, group: u64) -> Option<Way> {
-        let set = &self.sets[index];
+        self.find(index, group).filter(|&way| self.pin_found(way, group))
+    }
+
+    /// Returns the way that seems to hold `group`.
+    fn find(&self, index: usize, group: u64) -> Option<Way> {
         // Relaxed: a guess, which is confirmed once the way is pinned.
-        let way = set.tags.iter().position(|tag| tag.load(Ordering::Relaxed) == group + 1)?;
-        let pinned = Way { set: index, way };
+        let holds = |tag: &AtomicU64| tag.load(Ordering::Relaxed) == group + 1;
+        let way = self.sets[index].tags.iter().position(holds)?;
+        Some(Way { set: index, way })
+    }
+
+    /// Pins a way if it does hold `group`, and nobody is filling or emptying it.
+    fn pin_found(&self, Way { set, way }: Way, group: u64) -> bool {
+        let set = &self.sets[set];
         // Acquire pairs with the release in `filled`: the tag and the tuples are there.
         let before = set.states[way].fetch_add(1, Ordering::Acquire);
         let is_ours = before & BUSY == 0 && set.tags[way].load(Ordering::Relaxed) == group + 1;
@@ -156,12 +206,12 @@ impl Cache {
             // Nobody is told: who met this pin while looking for a way to empty is followed by us,
             // who empty or wait for one ourselves.
             set.states[way].fetch_sub(1, Ordering::Release);
-            return None;
+            return false;
         }
         if before & USED == 0 {
             set.states[way].fetch_or(USED, Ordering::Relaxed);
         }
-        Some(pinned)
+        true
     }
 
     fn pin_absent(&self, index: usize, group: u64, waiter: &Waiter) -> Pinned {
@@ -467,14 +517,16 @@ impl Cache {
     }
 }
 
-/// Returns atomics that are 0. Memory for them is taken when they are first changed.
+#[cfg(loom)]
+type ZeroedWords = Box<[AtomicU64]>;
+
 #[cfg(not(loom))]
-fn zeroed(count: usize) -> Box<[AtomicU64]> {
-    <[AtomicU64]>::new_box_zeroed_with_elems(count).expect("the cache fits in memory")
+fn zeroed(count: usize) -> ZeroedWords {
+    ZeroedWords::new(count).expect("the cache fits in memory")
 }
 
 #[cfg(loom)]
-fn zeroed(count: usize) -> Box<[AtomicU64]> {
+fn zeroed(count: usize) -> ZeroedWords {
     (0..count).map(|_| AtomicU64::new(0)).collect()
 }
 

@@ -9,7 +9,7 @@
 
 use crate::sync::{AtomicU64, Ordering};
 
-const SECTORS_OF_WORD: usize = 8;
+pub(crate) const SECTORS_OF_WORD: usize = 8;
 /// The byte of a sector that one writer has. The bits below count readers.
 const WRITER: u64 = 0x80;
 const ONES: u64 = 0x0101_0101_0101_0101;

@@ -285,7 +285,7 @@ impl Volume {
             intents: None,
             journal: None,
             overlay: Overlay::default(),
-            cache: Cache::new(options.cache_bytes, sectors, tuple_words),
+            cache: Cache::new(options.cache_bytes, geometry.groups(), sectors, tuple_words),
             flush: FlushGate::default(),
             scrub: SharedRecord::new(superblock.scrub),
             superblock: Mutex::new(superblock),

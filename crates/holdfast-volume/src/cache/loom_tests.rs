@@ -143,6 +143,34 @@ fn loom_a_claim_that_met_one_that_was_taken_back_is_not_forgotten() {
 }
 
 #[test]
+fn loom_a_claim_that_met_an_entry_that_was_taken_back_is_not_forgotten() {
+    model(3, || {
+        let cache = cache();
+        let way = filled(&cache, 1);
+        pinned(&cache, 1);
+        assert!(cache.claim(way, LAST_OF_RUN, Mode::Exclusive, &waiter()));
+        let holder = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || cache.release(way, LAST_OF_RUN, Mode::Exclusive))
+        };
+        // It has the first word for a moment, until it meets the holder in the second.
+        let entry = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || {
+                if let Some(way) = cache.enter(1, RUN, Mode::Shared) {
+                    cache.release(way, RUN, Mode::Shared);
+                }
+            })
+        };
+        let left = claim(&cache, way, FIRST_OF_RUN);
+        holder.join().unwrap();
+        entry.join().unwrap();
+        assert!(left.is_none_or(|waiter| was_told(&waiter)));
+        assert_nobody_waits(&cache);
+    });
+}
+
+#[test]
 fn loom_an_absent_group_is_filled_once_and_the_others_see_it_or_are_told() {
     model(3, || {
         let cache = two_ways();

@@ -153,6 +153,14 @@ impl Job {
         }
     }
 
+    /// Returns how the job claims its sectors.
+    pub(super) const fn mode(&self) -> Mode {
+        match self.bio.op {
+            Op::Read | Op::Map | Op::Repair => Mode::Shared,
+            _ => Mode::Exclusive,
+        }
+    }
+
     /// Returns the sectors that the job claims: those of its range, or of the whole group when all of
     /// it must stay as it is.
     pub(super) fn sectors_to_claim(&self, geometry: &Geometry) -> Sectors {

@@ -30,7 +30,6 @@ use self::job::{Internal, Job, Part, Place, Step, Token};
 use self::log::Records;
 use self::stage::Stage;
 use crate::cache::Pinned;
-use crate::claims::Mode;
 use crate::geometry::TUPLE_BLOCK;
 use crate::inbox::{Inbox, Note, Waiter};
 use crate::volume::Volume;
@@ -232,6 +231,13 @@ impl<D: BlockDevice> Queue<D> {
     }
 
     fn pin(&mut self, key: usize) -> bool {
+        let job = &mut self.jobs[key];
+        let (sectors, mode) = (job.sectors_to_claim(self.volume.geometry()), job.mode());
+        if let Some(way) = self.volume.cache.enter(job.group, sectors, mode) {
+            job.place = Place::Claimed(way, mode);
+            job.step = Step::Act;
+            return true;
+        }
         let waiter = self.waiter(key);
         let job = &mut self.jobs[key];
         match self.volume.cache.pin(job.group, &waiter) {
@@ -255,8 +261,7 @@ impl<D: BlockDevice> Queue<D> {
         let Place::Pinned(way) = job.place else {
             unreachable!("a job pins its way before it claims sectors");
         };
-        let shared = matches!(job.bio.op, Op::Read | Op::Map | Op::Repair);
-        let mode = if shared { Mode::Shared } else { Mode::Exclusive };
+        let mode = job.mode();
         let sectors = job.sectors_to_claim(self.volume.geometry());
         if !self.volume.cache.claim(way, sectors, mode, &waiter) {
             self.hurry_others();
