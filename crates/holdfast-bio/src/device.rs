@@ -1,6 +1,6 @@
 //! The one seam between layers.
 
-use holdfast_iov::Region;
+use holdfast_iov::{Memory, Region};
 
 use crate::{Bio, Ended, Error, GuardLimits, Limits};
 
@@ -18,16 +18,17 @@ pub trait BlockDevice {
     /// The bio itself. Whatever is wrong with it is told by its [`Ended`].
     fn submit(&mut self, bio: Bio) -> Result<(), Bio>;
 
-    /// Reads at once, where the device has the bytes in memory, and computes a guard for each interval by the
-    /// same loads: the guards are of what the memory got, whoever changes it afterwards. `None` when the
+    /// Reads one interval for each guard at once, where the device has the bytes in memory, and computes the
+    /// guards by the same loads: they are of what the memory got, whoever changes it afterwards. `None` when a
     /// bio has to be submitted.
     fn read_guarded(
         &mut self,
-        bio: &mut Bio,
+        offset: u64,
+        memory: &mut Memory,
         format: GuardLimits,
         guards: &mut [u64],
     ) -> Option<Result<(), Error>> {
-        let _unused = (bio, format, guards);
+        let _unused = (offset, memory, format, guards);
         None
     }
 
@@ -113,11 +114,12 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Box<D> {
 
     fn read_guarded(
         &mut self,
-        bio: &mut Bio,
+        offset: u64,
+        memory: &mut Memory,
         format: GuardLimits,
         guards: &mut [u64],
     ) -> Option<Result<(), Error>> {
-        (**self).read_guarded(bio, format, guards)
+        (**self).read_guarded(offset, memory, format, guards)
     }
 
     fn atomic_bytes_max(&self) -> u64 {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use holdfast_bio::{Bio, BlockDevice, DiskQueue, Ended, Error, GuardLimits, Limits, Op};
-use holdfast_iov::{BUFFER_MAX, Region};
+use holdfast_iov::{BUFFER_MAX, Memory, Region};
 use holdfast_ring::{Channel, Completion, File, Operation, SharedRing};
 use holdfast_units::{to_u64, to_usize};
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -170,11 +170,12 @@ impl BlockDevice for FileDevice {
 
     fn read_guarded(
         &mut self,
-        bio: &mut Bio,
+        offset: u64,
+        memory: &mut Memory,
         format: GuardLimits,
         guards: &mut [u64],
     ) -> Option<Result<(), Error>> {
-        self.mapped.as_ref()?.read_guarded(bio, format, guards)
+        self.mapped.as_ref()?.read_guarded(offset, memory, format, guards)
     }
 
     fn reap(&mut self, ended: &mut Vec<Ended>) {
@@ -235,7 +236,7 @@ impl DiskQueue for FileDevice {}
 mod tests {
     use super::*;
     use crate::open::Access;
-    use holdfast_iov::{Memory, Pool, lend, lend_mut};
+    use holdfast_iov::{Pool, lend, lend_mut};
     use holdfast_ring::Ring;
     use std::os::unix::fs::MetadataExt;
 

@@ -63,15 +63,14 @@ impl Mapped {
             // Nothing is stored anywhere else, and nothing of it survives the machine.
             Op::Flush => return Some(Ok(len)),
             Op::Read if self.is_here(bio) => {}
-            Op::Write
-                if self.is_inside(bio) && (self.has(offset, len) || self.take(offset, len)) => {}
+            Op::Write if self.fits(bio) && (self.has(offset, len) || self.take(offset, len)) => {}
             _ => {
                 self.forget_discarded(bio);
                 return None;
             }
         }
         let copied = self.copy(bio);
-        Some(self.checked(bio, copied).map(|()| len))
+        Some(self.checked(offset, len, copied).map(|()| len))
     }
 
     /// Forgets the pages that a discard takes: before the kernel has it and, for those who did not keep away from
@@ -86,30 +85,29 @@ impl Mapped {
     /// Reads what can be read at once, and computes guards by the same loads. `None` when it cannot.
     pub(crate) fn read_guarded(
         &self,
-        bio: &mut Bio,
+        offset: u64,
+        memory: &mut Memory,
         format: GuardLimits,
         guards: &mut [u64],
     ) -> Option<Result<(), Error>> {
-        if !self.is_here(bio) {
+        let GuardLimits { kind, interval } = format;
+        let bytes = guards.len() * interval;
+        let (at, len) = (to_usize(offset), to_u64(bytes));
+        let is_inside = self.is_inside(offset, len) && bytes <= memory.len();
+        if !(is_inside && memory.is_writable() && self.has(offset, len)) {
             return None;
         }
-        let (at, start, len) = (to_usize(bio.offset), bio.start, to_usize(bio.len));
-        let GuardLimits { kind, interval } = format;
-        let copied = match &mut bio.memory {
+        let copied = match memory {
             Memory::Buffer(buffer) => {
-                let target = &mut buffer.as_mut_slice()[start..][..len];
+                let target = &mut buffer.as_mut_slice()[..bytes];
                 self.region.read_generate(at, target, kind, interval, guards)
             }
-            Memory::Iov(iter) => part_of(iter, start, len).copy_in_generate_from(
-                &self.region,
-                at,
-                kind,
-                interval,
-                guards,
-            ),
+            Memory::Iov(iter) => {
+                iter.copy_in_generate_from(&self.region, at, kind, interval, guards)
+            }
             Memory::Shared(_) | Memory::None => return None,
         };
-        Some(self.checked(bio, copied))
+        Some(self.checked(offset, len, copied))
     }
 
     fn copy(&self, bio: &mut Bio) -> Result<(), OutOfRange> {
@@ -133,22 +131,26 @@ impl Mapped {
     }
 
     /// What was copied while somebody took the file's memory away means nothing.
-    fn checked(&self, bio: &Bio, copied: Result<(), OutOfRange>) -> Result<(), Error> {
+    fn checked(&self, offset: u64, len: u64, copied: Result<(), OutOfRange>) -> Result<(), Error> {
         if self.region.is_lost() {
             return Err(Error::IO);
         }
-        copied.map_err(|_| Error::Range { offset: bio.offset, len: bio.len })
+        copied.map_err(|_| Error::Range { offset, len })
     }
 
-    fn is_inside(&self, bio: &Bio) -> bool {
-        let end = bio.offset.checked_add(bio.len);
-        end.is_some_and(|end| end <= to_u64(self.region.len()))
-            && bio.start.checked_add(to_usize(bio.len)).is_some_and(|end| end <= bio.memory.len())
+    fn is_inside(&self, offset: u64, len: u64) -> bool {
+        offset.checked_add(len).is_some_and(|end| end <= to_u64(self.region.len()))
+    }
+
+    /// Returns whether the file and the memory have all bytes of a transfer.
+    fn fits(&self, bio: &Bio) -> bool {
+        let end = bio.start.checked_add(to_usize(bio.len));
+        self.is_inside(bio.offset, bio.len) && end.is_some_and(|end| end <= bio.memory.len())
     }
 
     /// Returns whether a read can be carried out at once.
     fn is_here(&self, bio: &Bio) -> bool {
-        self.is_inside(bio) && bio.memory.is_writable() && self.has(bio.offset, bio.len)
+        self.fits(bio) && bio.memory.is_writable() && self.has(bio.offset, bio.len)
     }
 
     /// Returns whether the file has all pages of a range.
@@ -302,20 +304,22 @@ mod tests {
         let (_file, mut device) = device();
         let format = GuardLimits { kind: GuardKind::Crc64, interval: 512 };
         let mut guards = [0; 8];
-        let mut bio = Bio::new(Op::Read, 4096, 4096, filled(0, 4096));
-        assert_eq!(device.read_guarded(&mut bio, format, &mut guards), None, "it is a hole");
+        let mut memory = filled(0, 4096);
+        let found = device.read_guarded(4096, &mut memory, format, &mut guards);
+        assert_eq!(found, None, "it is a hole");
         device.run(Bio::new(Op::Write, 4096, 4096, filled(3, 4096)));
         let guard = checksum(GuardKind::Crc64, &[3; 512]);
-        assert_eq!(device.read_guarded(&mut bio, format, &mut guards), Some(Ok(())));
-        assert_eq!(guards, [guard; 8]);
+        let found = device.read_guarded(4096, &mut memory, format, &mut guards);
+        assert_eq!((found, guards), (Some(Ok(())), [guard; 8]));
         let region = Region::anonymous(8192).unwrap();
         let mut iter = IovIter::new(Arc::new(VolatileMemory::new(vec![region])));
         iter.push(0, 100, 3000).unwrap();
         iter.push(0, 5000, 1096).unwrap();
-        let mut bio = Bio::new(Op::Read, 4096, 4096, Memory::Iov(iter));
+        let mut memory = Memory::Iov(iter);
         guards = [0; 8];
-        assert_eq!(device.read_guarded(&mut bio, format, &mut guards), Some(Ok(())));
-        let Memory::Iov(mut iter) = bio.memory else { panic!("the memory comes back") };
+        let found = device.read_guarded(4096, &mut memory, format, &mut guards);
+        let Memory::Iov(mut iter) = memory else { panic!("the memory stays what it is") };
+        assert_eq!(found, Some(Ok(())));
         let mut found = [0; 4096];
         assert_eq!((iter.copy_out(&mut found), found, guards), (4096, [3; 4096], [guard; 8]));
     }

@@ -418,9 +418,9 @@ impl IovIter {
         copied
     }
 
-    /// Copies from `region`, from `offset` on, into all segments that are left and computes one guard for
-    /// each `interval` bytes, in one pass: the guards are those of the bytes that were stored, whoever
-    /// changes them afterwards. Leaves the position at the end.
+    /// Copies from `region`, from `offset` on, into the next segments and computes one guard for each
+    /// `interval` bytes, in one pass: the guards are those of the bytes that were stored, whoever changes
+    /// them afterwards. Leaves the position where it is.
     ///
     /// # Errors
     ///
@@ -428,9 +428,10 @@ impl IovIter {
     ///
     /// # Panics
     ///
-    /// For memory that was lent as a source only, or when `guards` does not fit the segments.
+    /// For memory that was lent as a source only, or when the segments have fewer bytes than
+    /// the `guards` are of.
     pub fn copy_in_generate_from(
-        &mut self,
+        &self,
         region: &Region,
         offset: usize,
         kind: GuardKind,
@@ -438,7 +439,8 @@ impl IovIter {
         guards: &mut [u64],
     ) -> Result<(), OutOfRange> {
         assert!(self.is_writable(), "what was lent as a source takes nothing");
-        let bytes = self.count;
+        let bytes = guards.len() * interval;
+        assert!(bytes <= self.count, "a guard needs all of its sector");
         let source = region.range(offset, bytes)?.as_ptr();
         let kernels = Kernels::best().storing(Stores::for_later(bytes));
         self.generate_runs(kind, interval, bytes, guards, |run, at| {
@@ -466,7 +468,6 @@ impl IovIter {
                 }
             }
         });
-        self.advance(bytes);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! One device, or a mirror of several: whoever opens a volume finds out which.
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, GuardLimits, Limits};
-use holdfast_iov::Region;
+use holdfast_iov::{Memory, Region};
 
 use crate::device::MirrorDevice;
 
@@ -31,13 +31,14 @@ impl<D: BlockDevice> BlockDevice for Disk<D> {
 
     fn read_guarded(
         &mut self,
-        bio: &mut Bio,
+        offset: u64,
+        memory: &mut Memory,
         format: GuardLimits,
         guards: &mut [u64],
     ) -> Option<Result<(), Error>> {
         match self {
-            Self::Plain(device) => device.read_guarded(bio, format, guards),
-            Self::Mirror(device) => device.read_guarded(bio, format, guards),
+            Self::Plain(device) => device.read_guarded(offset, memory, format, guards),
+            Self::Mirror(device) => device.read_guarded(offset, memory, format, guards),
         }
     }
 

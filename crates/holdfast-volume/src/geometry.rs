@@ -6,6 +6,8 @@ use holdfast_checksum::GuardKind;
 use holdfast_integrity::Tuple;
 use holdfast_units::{BlockSize, to_u64, to_usize};
 
+use crate::claims::Sectors;
+
 /// The size of a tuple block, in bytes.
 pub const TUPLE_BLOCK: usize = 4096;
 
@@ -107,6 +109,16 @@ impl Geometry {
     /// Returns which group holds the byte `offset` of the disk.
     pub const fn group_of(&self, offset: u64) -> u64 {
         self.group_data.count(offset)
+    }
+
+    /// Returns the group that holds the byte `offset` of the disk, and the sectors of it that `len` bytes from
+    /// there on touch.
+    pub(crate) fn sectors_of(&self, offset: u64, len: u64) -> (u64, Sectors) {
+        let in_group = self.group_data.offset_in(offset);
+        let first = self.sector.count(in_group);
+        let end = self.sector.count(in_group + len + self.sector.bytes() - 1);
+        let sectors = Sectors { first: to_usize(first), count: to_usize(end - first) };
+        (self.group_of(offset), sectors)
     }
 
     /// Returns where the tuples of `group` are, in bytes from the start of the file or device.

@@ -13,6 +13,7 @@ use holdfast_units::{to_u64, to_usize};
 
 use super::Queue;
 use super::job::{Edge, Part, Place, Step, Token};
+use super::read::is_final;
 use crate::cache::Way;
 use crate::geometry::TUPLE_BLOCK;
 use crate::judge::is_zero;
@@ -127,7 +128,8 @@ impl<D: BlockDevice> Queue<D> {
             Err(_) => self.all_sectors(key),
             Ok(()) => {
                 let bad = self.mismatches(key);
-                let again = bad.iter().find(|(_, mismatch)| !self.is_final(key, mismatch));
+                let bio = &self.jobs[key].bio;
+                let again = bad.iter().find(|(_, mismatch)| !is_final(bio, mismatch));
                 if let Some(&(_, mismatch)) = again {
                     return self.finish(key, Err(mismatch.into()));
                 }

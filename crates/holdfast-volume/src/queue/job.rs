@@ -126,13 +126,10 @@ pub(super) enum Edge {
 
 impl Job {
     pub(super) fn new(bio: Bio, geometry: &Geometry) -> Self {
-        let sector = geometry.sector();
-        let in_group = geometry.group_data().offset_in(bio.offset);
-        let first = sector.count(in_group);
-        let end = sector.count(in_group + bio.len + sector.bytes() - 1);
+        let (group, sectors) = geometry.sectors_of(bio.offset, bio.len);
         Self {
-            group: geometry.group_of(bio.offset),
-            sectors: Sectors { first: to_usize(first), count: to_usize(end - first) },
+            group,
+            sectors,
             place: Place::Nowhere,
             step: Step::Pin,
             done: 0,

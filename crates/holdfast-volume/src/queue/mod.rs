@@ -127,6 +127,10 @@ impl<D: BlockDevice> Queue<D> {
         if let Err(error) = self.check(&bio) {
             return self.ended.push(Ended { bio, result: Err(error) });
         }
+        let bio = match self.read_at_once(bio) {
+            Ok(()) => return,
+            Err(bio) => bio,
+        };
         let is_flush = bio.op == Op::Flush;
         let key = self.jobs.insert(Job::new(bio, self.volume.geometry()));
         if is_flush {
@@ -275,12 +279,7 @@ impl<D: BlockDevice> Queue<D> {
     /// Starts what the bio is for.
     fn act(&mut self, key: usize) -> bool {
         match self.jobs[key].bio.op {
-            Op::Read => {
-                if self.read_at_once(key) {
-                    return false;
-                }
-                self.jobs[key].step = Step::Data;
-            }
+            Op::Read => self.jobs[key].step = Step::Data,
             Op::Write => return self.begin_write(key),
             Op::Zero { .. } | Op::Discard => return self.begin_zero(key),
             Op::Map => self.map(key),

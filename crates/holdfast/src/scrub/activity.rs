@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, GuardLimits, Limits, Op};
-use holdfast_iov::Region;
+use holdfast_iov::{Memory, Region};
 
 /// What was done by some moment. The numbers need not belong together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,11 +111,12 @@ impl<D: BlockDevice> BlockDevice for Counted<D> {
 
     fn read_guarded(
         &mut self,
-        bio: &mut Bio,
+        offset: u64,
+        memory: &mut Memory,
         format: GuardLimits,
         guards: &mut [u64],
     ) -> Option<Result<(), Error>> {
-        let read = self.device.read_guarded(bio, format, guards)?;
+        let read = self.device.read_guarded(offset, memory, format, guards)?;
         add(&self.lane.begun, 1);
         add(&self.lane.ended, 1);
         Some(read)
