@@ -32,6 +32,12 @@ pub trait BlockDevice {
         None
     }
 
+    /// Says that the bytes from `offset` on will be read at once: a hint for a device that has them in memory, by
+    /// which they come nearer while the submitter finds out whether they may be read.
+    fn expect_read(&self, offset: u64) {
+        let _unused = offset;
+    }
+
     /// Returns the most bytes that the device stores wholly or not at all, when their number is a
     /// power of two and they begin at a multiple of it: 0 for a device that promises nothing.
     fn atomic_bytes_max(&self) -> u64 {
@@ -120,6 +126,10 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Box<D> {
         guards: &mut [u64],
     ) -> Option<Result<(), Error>> {
         (**self).read_guarded(offset, memory, format, guards)
+    }
+
+    fn expect_read(&self, offset: u64) {
+        (**self).expect_read(offset);
     }
 
     fn atomic_bytes_max(&self) -> u64 {

@@ -178,6 +178,12 @@ impl BlockDevice for FileDevice {
         self.mapped.as_ref()?.read_guarded(offset, memory, format, guards)
     }
 
+    fn expect_read(&self, offset: u64) {
+        if let Some(mapped) = &self.mapped {
+            mapped.expect_read(offset);
+        }
+    }
+
     fn reap(&mut self, ended: &mut Vec<Ended>) {
         ended.append(&mut self.done);
         while let Some(completion) = self.channel.pop() {

@@ -27,6 +27,9 @@ pub(crate) struct Mapped {
 }
 
 impl Mapped {
+    /// So many bytes come near in the time that it takes to find out whether they may be read.
+    const EXPECTED: usize = 256;
+
     /// Maps all of a file, if it lies in memory and can be mapped for writing.
     pub(crate) fn new(file: impl AsFd, bytes: u64) -> Option<Self> {
         let magic = rustix::fs::fstatfs(&file).ok()?.f_type;
@@ -108,6 +111,11 @@ impl Mapped {
             Memory::Shared(_) | Memory::None => return None,
         };
         Some(self.checked(offset, len, copied))
+    }
+
+    /// Has the processor fetch the first bytes of what will be read.
+    pub(crate) fn expect_read(&self, offset: u64) {
+        self.region.prefetch(to_usize(offset), Self::EXPECTED);
     }
 
     fn copy(&self, bio: &mut Bio) -> Result<(), OutOfRange> {

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::map::Map;
 use crate::truncation::{self, Watch};
+use crate::words::prefetch_line;
 
 /// A range that does not lie inside the memory it was meant for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -104,6 +105,15 @@ impl Region {
         }
         // SAFETY: `offset <= end <= len` of the mapping.
         Ok(unsafe { self.map.start().add(offset) })
+    }
+
+    /// Has the processor fetch bytes, as far as they lie in the region, without waiting for them.
+    pub fn prefetch(&self, offset: usize, len: usize) {
+        const LINE: usize = 64;
+        if let Ok(start) = self.range(offset, len) {
+            let lines = (0..len).step_by(LINE);
+            lines.for_each(|line| prefetch_line(start.as_ptr().wrapping_add(line)));
+        }
     }
 
     /// Copies bytes out of the region, loading each once.

@@ -42,6 +42,13 @@ impl<D: BlockDevice> BlockDevice for Disk<D> {
         }
     }
 
+    fn expect_read(&self, offset: u64) {
+        match self {
+            Self::Plain(device) => device.expect_read(offset),
+            Self::Mirror(device) => device.expect_read(offset),
+        }
+    }
+
     fn legs(&self) -> usize {
         match self {
             Self::Plain(device) => device.legs(),

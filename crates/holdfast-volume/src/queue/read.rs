@@ -28,6 +28,7 @@ impl<D: BlockDevice> Queue<D> {
         let Some(format) = format else { return Err(bio) };
         let geometry = self.volume.geometry();
         let at = geometry.data_at(self.limits.sector.align_down(bio.offset));
+        self.device.expect_read(at);
         let (group, sectors) = geometry.sectors_of(bio.offset, bio.len);
         let cache = &self.volume.cache;
         let Some(way) = cache.enter(group, sectors, Mode::Shared) else { return Err(bio) };

@@ -122,6 +122,10 @@ impl<D: BlockDevice> BlockDevice for Counted<D> {
         Some(read)
     }
 
+    fn expect_read(&self, offset: u64) {
+        self.device.expect_read(offset);
+    }
+
     fn reap(&mut self, ended: &mut Vec<Ended>) {
         let first = ended.len();
         self.device.reap(ended);
