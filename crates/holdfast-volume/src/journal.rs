@@ -86,6 +86,7 @@ impl Layout {
     /// is written in blocks of `block` bytes.
     pub(crate) const fn new(records_len: usize, data_len: usize, block: usize) -> Self {
         let records_at = BATCH_HEADER.next_multiple_of(block);
+        let records_len = records_len.next_multiple_of(block);
         let data_at = (records_at + records_len).next_multiple_of(PAGE);
         Self { records_at, records_len, data_at, len: (data_at + data_len).next_multiple_of(PAGE) }
     }

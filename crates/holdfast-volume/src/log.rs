@@ -150,14 +150,6 @@ impl Log {
         intent.record_len(self.tuple_words)
     }
 
-    /// Returns what a log is written in blocks of, in bytes. `None` of one that is mapped.
-    pub(crate) const fn block(&self) -> Option<usize> {
-        match self.medium {
-            Medium::Mapped(_) => None,
-            Medium::Written { block } => Some(block),
-        }
-    }
-
     /// Returns how long records of `len` bytes together are when they are written.
     pub(crate) const fn written_len(&self, len: usize) -> usize {
         match self.medium {

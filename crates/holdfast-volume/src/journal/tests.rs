@@ -18,7 +18,7 @@ fn batch(lbas: &[u64], generation: u64, place: usize, position: Position) -> Vec
     let log = Log::written(BlockSize::SECTOR, epoch(), &geometry(), true);
     let intents: Vec<_> = lbas.iter().map(|&lba| Intent { lba, count: 1, clears: false }).collect();
     let records_len: usize = intents.iter().map(|intent| log.record_len(intent)).sum();
-    let layout = Layout::new(log.written_len(records_len), lbas.len() * PAGE, BLOCK);
+    let layout = Layout::new(records_len, lbas.len() * PAGE, BLOCK);
     let mut bytes = vec![0; layout.len];
     let mut at = layout.records_at;
     for (index, intent) in intents.iter().enumerate() {

@@ -46,8 +46,6 @@ pub(super) struct Job {
     pub(super) heal: Option<Box<Heal>>,
     /// How far a repair of a mirror is.
     pub(super) repair: Option<Box<Repair>>,
-    /// It goes to the data journal first.
-    pub(super) is_staged: bool,
     /// Nobody submitted it: a flush for this.
     pub(super) internal: Option<Internal>,
 }
@@ -144,7 +142,6 @@ impl Job {
             unread_legs: 0,
             heal: None,
             repair: None,
-            is_staged: false,
             internal: None,
             bio,
         }
@@ -296,7 +293,7 @@ pub(super) enum Part {
     FlushSuperblock,
     FlushDevice,
     Batch,
-    BatchRecords,
+    SegmentRecords,
     Sectors,
 }
 
@@ -318,7 +315,7 @@ impl Part {
         Self::FlushSuperblock,
         Self::FlushDevice,
         Self::Batch,
-        Self::BatchRecords,
+        Self::SegmentRecords,
         Self::Sectors,
     ];
 }

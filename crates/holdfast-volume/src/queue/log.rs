@@ -82,6 +82,7 @@ impl<D: BlockDevice> Queue<D> {
         let mut record = std::mem::take(&mut self.records.stored);
         record.resize(len, 0);
         self.encode(&mut record, key, position);
+        self.jobs[key].record = Some(position);
         if let Some(log) = &self.volume.log {
             log.store(position, &record);
         }
@@ -119,18 +120,25 @@ impl<D: BlockDevice> Queue<D> {
         None
     }
 
-    /// Fills `target` with the record of a job.
-    fn encode(&mut self, target: &mut [u8], key: usize, position: Position) {
+    /// Puts the record of a job at the beginning of `target`. Returns its length.
+    pub(super) fn encode(&self, target: &mut [u8], key: usize, position: Position) -> usize {
         let intent = self.intent(key);
         let job = &self.jobs[key];
         let (volume, way, first) = (&self.volume, job.way(), job.sectors.first);
         let guards = if intent.clears { &[] } else { &job.new_guards()[..intent.count] };
         let new = (intent.lba..).zip(guards).map(|(lba, &guard)| volume.tuple_words(lba, guard));
         let old = (first..first + intent.count).map(|sector| volume.cache.tuple(way, sector));
-        if let Some(log) = &volume.log {
-            log.encode(target, position, &intent, new, old);
+        let Some(log) = &volume.log else { return 0 };
+        let len = log.record_len(&intent);
+        log.encode(&mut target[..len], position, &intent, new, old);
+        len
+    }
+
+    /// Says that a record is in use, which is later than all before.
+    pub(super) fn use_record(&mut self, position: Position) {
+        if let Some(oldest) = &mut self.records.oldest {
+            oldest.push(position);
         }
-        self.jobs[key].record = Some(position);
     }
 
     /// Goes on after the record of a job is where it must be. Returns whether to proceed.
@@ -189,25 +197,11 @@ impl<D: BlockDevice> Queue<D> {
     fn add_record(&mut self, buffer: &mut Buffer, at: usize, start: Position) -> usize {
         let Some(key) = self.records.waiting.pop_front() else { return 0 };
         let position = start.after(to_u64(at / LOG_UNIT));
-        let len = self.encode_record(&mut buffer.as_mut_slice()[at..], key, position);
+        let len = self.encode(&mut buffer.as_mut_slice()[at..], key, position);
+        self.use_record(position);
+        self.jobs[key].record = Some(position);
         self.records.committing.push(key);
         self.records.in_use += 1;
-        len
-    }
-
-    /// Puts the record of a job at the beginning of `target`. It is in use from now on. Returns its length.
-    pub(super) fn encode_record(
-        &mut self,
-        target: &mut [u8],
-        key: usize,
-        position: Position,
-    ) -> usize {
-        let Some(log) = &self.volume.log else { return 0 };
-        let len = log.record_len(&self.intent(key));
-        self.encode(&mut target[..len], key, position);
-        if let Some(oldest) = &mut self.records.oldest {
-            oldest.push(position);
-        }
         len
     }
 
@@ -311,9 +305,9 @@ impl<D: BlockDevice> Queue<D> {
         if failed {
             log.fail(record);
         }
-        let counts = log.is_written() && !self.jobs[key].is_staged;
+        let is_written = log.is_written();
         self.give_up_record(record);
-        if counts {
+        if is_written {
             self.records.in_use -= 1;
             self.commit();
         }

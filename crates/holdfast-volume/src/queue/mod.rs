@@ -437,7 +437,7 @@ impl<D: BlockDevice> Queue<D> {
             Part::FlushSuperblock => self.flush_superblock_written(key, ended),
             Part::FlushDevice => self.flush_device_done(key, ended.result),
             Part::Batch => self.batch_written(key, ended),
-            Part::BatchRecords => self.batch_records_written(key, ended),
+            Part::SegmentRecords => self.segment_records_written(key, ended),
             Part::Sectors => self.sectors_written(key, ended),
         }
     }

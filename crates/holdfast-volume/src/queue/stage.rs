@@ -3,8 +3,8 @@
 //! Jobs that wait are put into a *batch* together, which is one write. What a batch has is *staged*: the
 //! jobs have ended, and the queue keeps their claims. When a segment of the lane is full, or somebody
 //! needs what it holds, the device is flushed, so that the batches are durable; then the sectors go to
-//! their place and the records to theirs in the tuple log. The next flush makes that durable, and the
-//! segment can be used again.
+//! their place and the records to theirs in the tuple log, which was reserved when the batch was made. The
+//! next flush makes that durable, and the segment can be used again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::cache::Way;
 use crate::claims::{Mode, Sectors};
 use crate::flush::Aim;
 use crate::journal::{BATCH_MAX, Layout, PAGE, SEGMENTS, seal};
-use crate::log::{LOG_UNIT, Position};
+use crate::log::{LOG_UNIT, Log, Position};
 
 /// The longest write that is always staged, in bytes. A longer one costs a busy device more twice than a
 /// flush does.
@@ -29,6 +29,8 @@ const STAGED_OFTEN: usize = 16 << 10;
 const STAGED_MAX: usize = 64 << 10;
 /// So many are few.
 const FEW: usize = 2;
+/// So many batches are written at a time; what comes meanwhile waits, unless it fills another.
+const WRITING_MAX: usize = 2;
 /// Guards of a buffer: one for so many bytes.
 const GUARD_INTERVAL: usize = 512;
 
@@ -92,6 +94,7 @@ struct Batch {
     segment: usize,
     memory: Arc<Buffer>,
     layout: Layout,
+    /// Where its records belong in the tuple log.
     position: Position,
     /// The jobs, while it is being written.
     jobs: Vec<usize>,
@@ -104,7 +107,6 @@ struct Batch {
 struct Entry {
     way: Way,
     sectors: Sectors,
-    record: Position,
     /// Where they begin on the disk, in bytes.
     offset: u64,
     /// Where their data are in the batch, in bytes.
@@ -260,7 +262,7 @@ impl<D: BlockDevice> Queue<D> {
     pub(super) fn stage(&mut self, key: usize) {
         if let Some(stage) = &mut self.stage {
             stage.waiting.push_back(key);
-            (self.jobs[key].step, self.jobs[key].is_staged) = (Step::Commit, true);
+            self.jobs[key].step = Step::Commit;
             self.advance_stage();
         }
     }
@@ -271,7 +273,6 @@ impl<D: BlockDevice> Queue<D> {
         if self.volume.flush_failed() {
             // The journal cannot be trusted any more. The tuple log says whether it can.
             for key in std::mem::take(&mut stage.waiting) {
-                self.jobs[key].is_staged = false;
                 self.records.waiting.push_back(key);
             }
             self.commit();
@@ -324,30 +325,29 @@ impl<D: BlockDevice> Queue<D> {
     fn write_batch(&mut self) -> bool {
         let volume = Arc::clone(&self.volume);
         let (Some(journal), Some(log)) = (&volume.journal, &volume.log) else { return false };
-        let (Some(stage), Some(block)) = (&mut self.stage, log.block()) else { return false };
+        let Some(stage) = &self.stage else { return false };
         let (lane, generation, index) = (stage.lane, stage.generation, stage.open_segment());
-        let Segment { phase, used, .. } = stage.segments[index];
-        let is_writing = stage.writing > 0;
+        let (used, phase) = (stage.segments[index].used, stage.segments[index].phase);
         if stage.waiting.is_empty() || phase != Phase::Open {
             return false;
         }
-        let room = (journal.segment_len() - used).min(BATCH_MAX);
-        let Plan { layout, records_len, count, is_full } = self.plan_batch(room, block);
+        let Plan { layout, count, is_full } =
+            self.plan_batch(log, (journal.segment_len() - used).min(BATCH_MAX));
         let Some(stage) = &mut self.stage else { return false };
         if count == 0 {
             return stage.close();
         }
-        if is_writing && !is_full {
-            // More will come until that has ended.
+        if stage.writing >= WRITING_MAX && !is_full {
             return false;
         }
         let Some(mut buffer) = stage.pool.take_whole(layout.len) else { return stage.close() };
         let first = stage.waiting[0];
         journal.stage(lane);
-        let Some(position) = self.reserve_record(first, records_len, to_u64(count)) else {
+        let Some(position) = self.reserve_record(first, layout.records_len, 1) else {
             self.unstage_if_empty();
             return false;
         };
+        self.use_record(position);
         let jobs = self.fill_batch(&mut buffer, layout, position, count);
         let place = journal.place(lane, index * journal.segment_len() + used);
         seal(buffer.as_mut_slice(), layout, log.epoch(), generation, place, position);
@@ -368,20 +368,20 @@ impl<D: BlockDevice> Queue<D> {
     }
 
     /// Returns how many of those who wait go into a batch of at most `room` bytes.
-    fn plan_batch(&self, room: usize, block: usize) -> Plan {
-        let mut plan =
-            Plan { layout: Layout::new(0, 0, block), records_len: 0, count: 0, is_full: false };
-        let (Some(stage), Some(log)) = (&self.stage, &self.volume.log) else { return plan };
-        let mut data_len = 0;
+    fn plan_batch(&self, log: &Log, room: usize) -> Plan {
+        let block = log.written_len(1);
+        let mut plan = Plan { layout: Layout::new(0, 0, block), count: 0, is_full: false };
+        let Some(stage) = &self.stage else { return plan };
+        let (mut records_len, mut data_len) = (0, 0);
         for &key in &stage.waiting {
-            let records_len = plan.records_len + log.record_len(&self.intent(key));
+            records_len += log.record_len(&self.intent(key));
             data_len += self.jobs[key].sectors.count * self.limits.sector.len();
-            let layout = Layout::new(log.written_len(records_len), data_len, block);
+            let layout = Layout::new(records_len, data_len, block);
             if layout.len > room {
                 plan.is_full = true;
                 break;
             }
-            plan = Plan { layout, records_len, count: plan.count + 1, is_full: false };
+            plan = Plan { layout, count: plan.count + 1, is_full: false };
         }
         plan
     }
@@ -394,16 +394,14 @@ impl<D: BlockDevice> Queue<D> {
         start: Position,
         count: usize,
     ) -> Vec<usize> {
+        let Some(stage) = &mut self.stage else { return Vec::new() };
+        let jobs: Vec<usize> = stage.waiting.drain(..count).collect();
         let (bytes, guards) = buffer.parts_mut();
         bytes[..layout.data_at].fill(0);
-        let mut jobs = Vec::with_capacity(count);
         let (mut at, mut data_at) = (layout.records_at, layout.data_at);
-        for _ in 0..count {
-            let Some(key) = self.stage.as_mut().and_then(|stage| stage.waiting.pop_front()) else {
-                break;
-            };
+        for &key in &jobs {
             let position = start.after(to_u64((at - layout.records_at) / LOG_UNIT));
-            at += self.encode_record(&mut bytes[at..], key, position);
+            at += self.encode(&mut bytes[at..], key, position);
             let job = &self.jobs[key];
             let (len, count) = (job.sectors.count * self.limits.sector.len(), job.sectors.count);
             match &job.bio.memory {
@@ -417,7 +415,6 @@ impl<D: BlockDevice> Queue<D> {
             }
             guards[data_at / GUARD_INTERVAL..][..count].copy_from_slice(&job.new_guards()[..count]);
             data_at += len;
-            jobs.push(key);
         }
         bytes[data_at..layout.len].fill(0);
         jobs
@@ -440,8 +437,12 @@ impl<D: BlockDevice> Queue<D> {
         stage.segments[segment].in_flight -= 1;
         stage.writing -= 1;
         if let Err(error) = result {
-            stage.batches.remove(key);
+            let position = stage.batches.remove(key).position;
             stage.segments[segment].batches.retain(|&batch| batch != key);
+            if let Some(log) = &self.volume.log {
+                log.fail(position);
+            }
+            self.give_up_record(position);
             self.durable_write_failed(error);
             for job in jobs {
                 self.finish(job, Err(error));
@@ -453,9 +454,8 @@ impl<D: BlockDevice> Queue<D> {
         for &job in &jobs {
             let job = &mut self.jobs[job];
             let (way, sectors) = (job.way(), job.sectors);
-            let record = job.record.take().expect("a job of a batch has a record");
             let offset = self.limits.sector.align_down(job.bio.offset);
-            entries.push(Entry { way, sectors, record, offset, at });
+            entries.push(Entry { way, sectors, offset, at });
             job.place = Place::Nowhere;
             at += sectors.count * self.limits.sector.len();
             is_awaited |= self.volume.cache.is_awaited(way);
@@ -470,46 +470,75 @@ impl<D: BlockDevice> Queue<D> {
         self.advance_stage();
     }
 
-    /// Stores the records of a segment's batches in the tuple log, and their sectors in their place.
+    /// Stores the records of a segment in the tuple log, and its sectors in their place.
     fn store_segment(&mut self, segment: usize) {
-        self.send_batch_records(segment, false);
+        self.send_segment_records(segment, false);
         self.send_sectors(segment);
     }
 
-    /// Stores the records of a segment's batches in the tuple log, so that they are durable there before
-    /// their sectors are stored.
+    /// Stores the records of a segment in the tuple log, so that they are durable there before its sectors
+    /// are stored.
     fn log_segment(&mut self, segment: usize) {
-        self.send_batch_records(segment, true);
+        self.send_segment_records(segment, true);
         if let Some(stage) = &mut self.stage {
             stage.segments[segment].phase = Phase::Logging;
         }
         self.go_on_with_segment(segment);
     }
 
-    fn send_batch_records(&mut self, segment: usize, durably: bool) {
-        let Some(stage) = &mut self.stage else { return };
-        let batches = stage.segments[segment].batches.clone();
-        stage.segments[segment].in_flight += batches.len();
-        for key in batches {
-            let (Some(stage), Some(log)) = (&self.stage, &self.volume.log) else { return };
-            let Batch { memory, layout, position, .. } = &stage.batches[key];
-            let (at, len) = (log.offset_of(*position), to_u64(layout.records_len));
-            let memory = Memory::Shared(Arc::clone(memory));
-            let mut bio = Bio::new(Op::Write, at, len, memory).with_start(layout.records_at);
+    /// Sends the records of a segment to the tuple log: what follows each other there, together.
+    fn send_segment_records(&mut self, segment: usize, durably: bool) {
+        let Some(stage) = &self.stage else { return };
+        let mut batches: Vec<_> =
+            stage.segments[segment].batches.iter().map(|&key| &stage.batches[key]).collect();
+        batches.sort_unstable_by_key(|batch| batch.position);
+        let follows = |one: &&Batch, next: &&Batch| {
+            let units = to_u64(one.layout.records_len / LOG_UNIT);
+            one.position.after(units) == next.position
+        };
+        let mut bios = Vec::new();
+        for run in batches.chunk_by(follows) {
+            let len: usize = run.iter().map(|batch| batch.layout.records_len).sum();
+            let merged = if run.len() > 1 { stage.pool.take_whole(len) } else { None };
+            match merged.filter(|buffer| buffer.len() >= len) {
+                Some(mut buffer) => {
+                    let mut at = 0;
+                    for Batch { memory, layout, .. } in run {
+                        let Layout { records_at, records_len, .. } = *layout;
+                        let records = &memory.as_slice()[records_at..][..records_len];
+                        buffer.as_mut_slice()[at..][..records_len].copy_from_slice(records);
+                        at += records_len;
+                    }
+                    bios.push((run[0].position, 0, len, Memory::Buffer(buffer)));
+                }
+                None => bios.extend(run.iter().map(|batch| {
+                    let Layout { records_at, records_len, .. } = batch.layout;
+                    let memory = Memory::Shared(Arc::clone(&batch.memory));
+                    (batch.position, records_at, records_len, memory)
+                })),
+            }
+        }
+        if let Some(stage) = &mut self.stage {
+            stage.segments[segment].in_flight += bios.len();
+        }
+        for (position, start, len, memory) in bios {
+            let Some(log) = &self.volume.log else { return };
+            let at = log.offset_of(position);
+            let mut bio = Bio::new(Op::Write, at, to_u64(len), memory).with_start(start);
             bio.fua = durably;
-            self.send_staged(Part::BatchRecords, key, bio);
+            self.send_staged(Part::SegmentRecords, segment, bio);
         }
     }
 
-    pub(super) fn batch_records_written(&mut self, key: usize, ended: Ended) {
+    pub(super) fn segment_records_written(&mut self, segment: usize, ended: Ended) {
         let Some(ended) = self.complete(ended) else { return };
         if let Err(error) = ended.result {
             self.durable_write_failed(error);
         }
         drop(ended);
-        let Some(stage) = &mut self.stage else { return };
-        let segment = stage.batches[key].segment;
-        stage.segments[segment].in_flight -= 1;
+        if let Some(stage) = &mut self.stage {
+            stage.segments[segment].in_flight -= 1;
+        }
         self.go_on_with_segment(segment);
     }
 
@@ -594,11 +623,11 @@ impl<D: BlockDevice> Queue<D> {
         self.go_on_with_segment(segment);
     }
 
-    fn release_entry(&mut self, batch: usize, entry: usize, result: Result<(), Error>) {
+    fn release_entry(&self, batch: usize, entry: usize, result: Result<(), Error>) {
         let volume = Arc::clone(&self.volume);
-        let (Some(stage), Some(log)) = (&self.stage, &volume.log) else { return };
-        let Batch { memory, entries, .. } = &stage.batches[batch];
-        let Entry { way, sectors, record, offset, at } = entries[entry];
+        let Some(stage) = &self.stage else { return };
+        let Batch { memory, entries, position, .. } = &stage.batches[batch];
+        let Entry { way, sectors, offset, at } = entries[entry];
         let (first_lba, len) = (self.limits.sector.count(offset), self.limits.sector.len());
         let guards = &memory.guards()[at / GUARD_INTERVAL..][..sectors.count];
         for ((sector, lba), &guard) in (sectors.first..).zip(first_lba..).zip(guards) {
@@ -612,7 +641,9 @@ impl<D: BlockDevice> Queue<D> {
                 "what was written to LBA {first_lba} is in the journal and cannot be stored in its \
                  place, and no later flush succeeds: {error}"
             );
-            log.fail(record);
+            if let Some(log) = &volume.log {
+                log.fail(*position);
+            }
             let data = memory.as_slice()[at..].chunks(len);
             for (lba, data) in (first_lba..).zip(data).take(sectors.count) {
                 volume.overlay.put(lba, data);
@@ -621,7 +652,6 @@ impl<D: BlockDevice> Queue<D> {
         if let Some(journal) = &volume.journal {
             journal.stored(volume.cache.group(way));
         }
-        self.give_up_record(record);
         volume.cache.release(way, sectors, Mode::Exclusive);
     }
 
@@ -638,7 +668,9 @@ impl<D: BlockDevice> Queue<D> {
             _ => return,
         }
         for batch in std::mem::take(&mut segment.batches) {
-            stage.batches.remove(batch);
+            let Some(stage) = &mut self.stage else { return };
+            let position = stage.batches.remove(batch).position;
+            self.give_up_record(position);
         }
         self.unstage_if_empty();
         self.advance_stage();
@@ -656,8 +688,6 @@ impl<D: BlockDevice> Queue<D> {
 /// What is to be in a batch.
 struct Plan {
     layout: Layout,
-    /// How long the records are, in bytes.
-    records_len: usize,
     count: usize,
     /// More would not fit.
     is_full: bool,
