@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use holdfast_bio::{Bio, BlockDevice, Ended, Error, Op};
-use holdfast_iov::{Buffer, Memory, Pool};
+use holdfast_iov::{Buffer, GUARD_INTERVAL, Memory, Pool};
 use holdfast_units::{to_u64, to_usize};
 use slab::Slab;
 
@@ -31,8 +31,6 @@ const STAGED_MAX: usize = 64 << 10;
 const FEW: usize = 2;
 /// So many batches are written at a time; what comes meanwhile waits, unless it fills another.
 const WRITING_MAX: usize = 2;
-/// Guards of a buffer: one for so many bytes.
-const GUARD_INTERVAL: usize = 512;
 
 /// A queue's lane of the data journal.
 #[derive(Debug)]
@@ -128,7 +126,8 @@ impl Stage {
 
     /// Lets nothing be added to the segment that is being filled. Returns whether there is something in it.
     fn close(&mut self) -> bool {
-        let segment = &mut self.segments[to_usize(self.generation % to_u64(SEGMENTS))];
+        let index = self.open_segment();
+        let segment = &mut self.segments[index];
         let is_used = segment.phase == Phase::Open && segment.used > 0;
         if is_used {
             segment.phase = Phase::Closed;
