@@ -109,7 +109,9 @@ impl Case {
         // Less than all tuples take, so that some have to go, or enough.
         let cache_bytes = [128 << 10, 8 << 20][random.index(2)];
         let socket = directory.path().join("guest.sock");
-        let host = Host::start(medium.clone(), &socket, self.queues, self.policy, cache_bytes)?;
+        let rots = matches!(storage, Storage::Memory { rots: true });
+        let (queues, policy) = (self.queues, self.policy);
+        let host = Host::start(medium.clone(), &socket, queues, policy, cache_bytes, rots)?;
         let corrupt = match (&medium, storage) {
             (Medium::Memory(device), Storage::Memory { rots: true }) => {
                 Some(corrupt_by(device.clone(), Arc::clone(host.volume())))

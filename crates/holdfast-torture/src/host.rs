@@ -66,6 +66,8 @@ pub(crate) struct Host {
 struct Disk<D> {
     volume: Arc<Volume>,
     below: D,
+    /// Small writes go to the data journal first.
+    journaled: bool,
 }
 
 impl<D> Disk<D> {
@@ -76,7 +78,8 @@ impl<D> Disk<D> {
 
     fn queue<B: BlockDevice>(&self, device: B, waker: &Arc<Waker>) -> io::Result<Queue<B>> {
         let waker = Arc::clone(waker);
-        Queue::new(&self.volume, device, move || waker.wake())?.with_journal()
+        let queue = Queue::new(&self.volume, device, move || waker.wake())?;
+        if self.journaled { queue.with_journal() } else { Ok(queue) }
     }
 }
 
@@ -105,25 +108,29 @@ impl Target for Disk<Arc<Backing>> {
 }
 
 impl Host {
-    /// Serves the volume of a medium at a socket.
+    /// Serves the volume of a medium at a socket. A medium that `rots` has no data journal: that would store a
+    /// sector once more that has rotted in its place.
     pub(crate) fn start(
         medium: Medium,
         socket: &Path,
         queues: u16,
         read_policy: ReadPolicy,
         cache_bytes: usize,
+        rots: bool,
     ) -> Result<Self, TortureError> {
+        let journaled = !rots;
         let volume = open(&medium, cache_bytes)?;
         let listener = Listener::bind(Address::Unix(socket.into()))
             .map_err(TortureError::system("listen at a socket"))?;
         let options = Options { queues, read_policy, ..Options::default() };
         let started = match &medium {
             Medium::Memory(device) => {
-                let disk = Disk { volume: Arc::clone(&volume), below: device.clone() };
+                let disk = Disk { volume: Arc::clone(&volume), below: device.clone(), journaled };
                 Server::start(listener, Arc::new(disk), &options)
             }
             Medium::File(backing) => {
-                let disk = Disk { volume: Arc::clone(&volume), below: Arc::clone(backing) };
+                let (volume, below) = (Arc::clone(&volume), Arc::clone(backing));
+                let disk = Disk { volume, below, journaled };
                 Server::start(listener, Arc::new(disk), &options)
             }
         };
