@@ -10,13 +10,13 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use holdfast_bio::Error;
-use holdfast_checksum::{GuardKind, checksum};
 use holdfast_units::{BlockSize, to_u64, to_usize};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::geometry::Geometry;
 use crate::inbox::Waiter;
+use crate::log::checksum_of;
 use crate::sync::{AtomicU32, Mutex, Ordering, lock};
 
 /// What a block has behind its checksum.
@@ -63,20 +63,15 @@ impl RawBlock {
         }
         let number = U64::new(to_u64(number));
         let mut block = Self { checksum: U32::ZERO, magic: MAGIC, number, bits };
-        block.checksum = U32::new(block.compute_checksum());
+        block.checksum = U32::new(checksum_of(block.as_bytes()));
         block
-    }
-
-    fn compute_checksum(&self) -> u32 {
-        let crc = checksum(GuardKind::Crc32c, &self.as_bytes()[size_of::<U32>()..]);
-        u32::try_from(crc).expect("a CRC-32C has 32 bits")
     }
 
     /// Returns whether a region is dirty. All of a block that is not intact are.
     fn is_dirty(&self, number: usize, region: usize) -> bool {
         let is_intact = self.magic == MAGIC
             && self.number.get() == to_u64(number)
-            && self.checksum.get() == self.compute_checksum();
+            && self.checksum.get() == checksum_of(self.as_bytes());
         let in_block = region % REGIONS_OF_BLOCK;
         !is_intact || self.bits[in_block / 8] & 1 << (in_block % 8) != 0
     }
@@ -301,6 +296,7 @@ impl Intents {
 mod tests {
     use super::*;
     use crate::inbox::{Inbox, Note};
+    use holdfast_checksum::GuardKind;
     use std::sync::Arc;
 
     fn regions(capacity: u64) -> Regions {
@@ -407,6 +403,7 @@ mod tests {
 mod loom_tests {
     use super::*;
     use crate::inbox::Inbox;
+    use holdfast_checksum::GuardKind;
     use loom::sync::{Arc, Notify};
     use loom::thread;
     use std::sync::Arc as StdArc;

@@ -15,14 +15,13 @@ use core::mem::offset_of;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use holdfast_checksum::{GuardKind, checksum};
 use holdfast_units::{to_u64, to_usize};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::geometry::Geometry;
 use crate::inbox::{Inbox, Note};
-use crate::log::{LOG_UNIT, Position, Record};
+use crate::log::{LOG_UNIT, Position, Record, checksum_of};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, fence, lock};
 
 /// The segments of a lane.
@@ -117,11 +116,6 @@ pub(crate) fn seal(
     batch[..BATCH_HEADER].copy_from_slice(header.as_bytes());
     let crc = checksum_of(&batch[..layout.len]);
     batch[..size_of::<U32>()].copy_from_slice(&crc.to_le_bytes());
-}
-
-fn checksum_of(batch: &[u8]) -> u32 {
-    let crc = checksum(GuardKind::Crc32c, &batch[size_of::<U32>()..]);
-    u32::try_from(crc).expect("a CRC-32C has 32 bits")
 }
 
 /// A batch as it was found, every field of which has been checked.
@@ -356,6 +350,7 @@ mod tests;
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use holdfast_checksum::GuardKind;
     use holdfast_units::BlockSize;
     use loom::sync::Notify;
     use loom::thread;

@@ -293,8 +293,9 @@ pub(crate) fn half_len(geometry: &Geometry, journaled: bool) -> usize {
     to_usize(geometry.log().1) / if journaled { 4 } else { 2 }
 }
 
-fn checksum_of(record: &[u8]) -> u32 {
-    let crc = checksum(GuardKind::Crc32c, &record[size_of::<U32>()..]);
+/// Returns the CRC-32C of what is behind the checksum with which a record or a block begins.
+pub(crate) fn checksum_of(stored: &[u8]) -> u32 {
+    let crc = checksum(GuardKind::Crc32c, &stored[size_of::<U32>()..]);
     u32::try_from(crc).expect("a CRC-32C has 32 bits")
 }
 

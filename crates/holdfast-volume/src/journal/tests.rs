@@ -1,5 +1,6 @@
 use super::*;
 use crate::log::{Intent, Log};
+use holdfast_checksum::GuardKind;
 use holdfast_units::BlockSize;
 use proptest::prelude::*;
 
